@@ -1,0 +1,221 @@
+"""ARTS from Python: `with Arts(model=..., budget_trajectories=16) as arts: tree = arts.solve("...")`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from types import TracebackType
+from typing import Any, Self
+
+from arts_plugin import prompts
+from arts_plugin.backend import Backend, Prompt
+from arts_plugin.evaluation.extract import regex_extractor
+from arts_plugin.hookspecs import Extractor
+from arts_plugin.plugins import Plugins, plugins
+from arts_plugin.run import RunFolder
+from arts_plugin.search.driver import Event, SearchDriver
+from arts_plugin.search.job import Job
+from arts_plugin.search.select import RULES, default_rule
+from arts_plugin.settings import Settings
+from arts_plugin.steps import REGEX_PREFIX
+from arts_plugin.tree import ReasoningTree
+from arts_plugin.verifier import Verifier
+
+log = logging.getLogger(__name__)
+
+NO_VERIFIER = (
+    "no trained verifier is loaded: states are scored by the model's own mean token log-probability, which is a weak "
+    "judge of reasoning; the search is not the paper's ARTS without one"
+)
+
+
+class Arts:
+    """A proposer, a strategy and a verifier, ready to search.
+
+    The model is loaded when it is first needed, and freed by `close` or at the end of a `with` block. Not
+    thread-safe: one thread owns the model.
+
+    Args:
+        settings: resolved settings; or give any of them as keywords (see `arts_plugin.settings.Settings`).
+        registry: plugins to use; default: those of the process.
+
+    Raises:
+        SettingsError: an unknown or impossible setting.
+        UnknownNameError: a strategy, verifier, extractor or selection rule that nobody registered.
+    """
+
+    def __init__(self, settings: Settings | None = None, *, registry: Plugins | None = None, **keywords: Any) -> None:
+        self.settings = (settings or Settings()).with_(keywords)
+        self.plugins = registry or plugins()
+        self._check_names(self.settings)
+        self._said: set[str] = set()
+        self._run: RunFolder | None = None
+        self._verifier = self._make_verifier()
+        self._extractors: dict[str, Extractor] = {}
+
+    def _check_names(self, settings: Settings) -> None:
+        from arts_plugin.errors import unknown_name
+
+        for kind, name in (("strategy", settings.strategy), ("backend", settings.backend)):
+            if name not in self.plugins.registrations(kind):
+                raise unknown_name(kind, name, self.plugins.registrations(kind))
+        if settings.select is not None and settings.select not in RULES:
+            raise unknown_name("selection rule", settings.select, RULES)
+        if settings.extract.startswith(REGEX_PREFIX):
+            regex_extractor(settings.extract[len(REGEX_PREFIX) :])
+        elif settings.extract not in self.plugins.registrations("extractor"):
+            raise unknown_name("extractor", settings.extract, self.plugins.registrations("extractor"))
+
+    def _make_verifier(self) -> Verifier | None:
+        name = self.settings.verifier
+        # Shipped verifiers do not exist yet, so `auto` finds none.
+        return None if name in {"auto", "none"} else self.plugins.make("verifier", name, self.settings)
+
+    def _extractor(self, settings: Settings) -> Extractor:
+        name = settings.extract
+        if name not in self._extractors:
+            self._extractors[name] = (
+                regex_extractor(name[len(REGEX_PREFIX) :])
+                if name.startswith(REGEX_PREFIX)
+                else self.plugins.make("extractor", name)
+            )
+        return self._extractors[name]
+
+    @cached_property
+    def backend(self) -> Backend:
+        """The proposer's engine, loaded when it is first asked for.
+
+        Raises:
+            ModelError: the model cannot be loaded.
+        """
+        features = self._verifier is not None and "features" in self._verifier.needs
+        made: Backend = self.plugins.make("backend", self.settings.backend, self.settings, features=features)
+        return made
+
+    @cached_property
+    def run_folder(self) -> RunFolder | None:
+        """The run folder, if `trace` names one.
+
+        Raises:
+            RunFolderError: it holds other settings, or is in use.
+        """
+        if self.settings.trace is None:
+            return None
+        info = self.backend.info
+        model = {"name": info.name, "digest": self.backend.digest(), **info.details}
+        self._run = RunFolder(self.settings.trace, self.settings, model)
+        return self._run
+
+    # Questions.
+    def prompt(self, question: str, settings: Settings | None = None) -> Prompt:
+        """The prompt of a bare question: see `arts_plugin.prompts`."""
+        chat = (settings or self.settings).chat
+        return prompts.encode(self.backend, prompts.question_text(question), chat)
+
+    def solve(self, question: str, *, on_event: Callable[[Event], None] | None = None, **overrides: Any) -> ReasoningTree:
+        """Search one question. `on_event` is called with each step as it comes; `overrides` are settings for this call."""
+        return self.solve_many([question], on_event=on_event, **overrides)[0]
+
+    def solve_many(
+        self, questions: Sequence[str], *, on_event: Callable[[Event], None] | None = None, **overrides: Any
+    ) -> list[ReasoningTree]:
+        """Search questions together, batched over all their branches; their trees in the order of the questions.
+
+        A question that cannot be searched has `tree.error` set and the others their trees.
+        """
+        trees: dict[int, ReasoningTree] = {}
+        for event in self.stream(questions, **overrides):
+            if on_event:
+                on_event(event)
+            if event.kind == "finished":
+                trees[event.job.meta["question"]] = event.tree
+        return [trees[i] for i in range(len(questions))]
+
+    def stream(self, questions: Sequence[str], **overrides: Any) -> Iterator[Event]:
+        """What happens, as it happens: steps as they are taken into a tree, and each tree's end.
+
+        `event.job.meta["question"]` is the question's number.
+        """
+        settings = self.settings.with_(overrides) if overrides else self.settings
+        self._check_names(settings)
+        jobs = (
+            self.job(self.prompt(question, settings), settings, meta={"question": i})
+            for i, question in enumerate(questions)
+        )
+        return self.events(jobs)
+
+    # Jobs.
+    def job(
+        self, prompt: Prompt, settings: Settings | None = None, stops: Sequence[str] = (), meta: dict[str, Any] | None = None
+    ) -> Job:
+        """A search job; what follows from the settings is filled in and said once."""
+        settings = settings or self.settings
+        if settings.temperature == 0 and settings.strategy != "greedy":
+            self._say(f"temperature is 0, so every trajectory would be the same: {settings.strategy!r} becomes 'greedy'")
+            settings = replace(settings, strategy="greedy")
+        rule = settings.select or default_rule(self._verifier is not None)
+        if self._verifier is None and (settings.strategy == "arts" or rule in {"flow", "weighted_vote"}):
+            self._say(NO_VERIFIER)
+        return Job(prompt, replace(settings, select=rule), tuple(stops), dict(meta or {}))
+
+    def events(self, jobs: Iterable[Job]) -> Iterator[Event]:
+        """Run jobs; those that the run folder has finished come from there, and equal ones are searched once."""
+        folder = self.run_folder
+        waiting: dict[str, list[Job]] = {}
+        kept: list[Event] = []
+
+        def fresh() -> Iterator[Job]:
+            for job in jobs:
+                key = job.key()
+                known = folder.get(key) if folder is not None else None
+                if known is not None:
+                    kept.append(Event("finished", job, known))
+                elif key in waiting:
+                    waiting[key].append(job)
+                else:
+                    waiting[key] = [job]
+                    yield job
+
+        driver = SearchDriver(self.backend, self.plugins, self._verifier, self._extractor)
+        self.driver = driver
+        for event in driver.events(fresh()):
+            yield from _emptied(kept)
+            if event.kind == "finished":
+                key = event.job.key()
+                # A search that was cut short by the user or the clock is not what the next run should find.
+                if folder is not None and event.tree.ended_by != "cancelled":
+                    folder.put(key, event.tree)
+                yield from (Event("finished", job, event.tree) for job in waiting.pop(key))
+            else:
+                yield event
+        yield from _emptied(kept)
+
+    def _say(self, message: str) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            log.warning(message)
+
+    def close(self) -> None:
+        """Free the model and the run folder. Idempotent."""
+        if self._run is not None:
+            self._run.close()
+            self._run = None
+        if "backend" in self.__dict__:
+            self.backend.close()
+            del self.__dict__["backend"]
+        self.__dict__.pop("run_folder", None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _emptied(events: list[Event]) -> Iterator[Event]:
+    while events:
+        yield events.pop(0)

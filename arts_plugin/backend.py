@@ -1,0 +1,243 @@
+"""What a proposer must offer: the engine interface between search and a language model.
+
+An engine holds many *states* (a prompt and the steps generated so far) and advances many branches at once. It is
+continuous: states join and leave while others run, and there is no barrier between branches or between questions.
+A backend never decides what is worth expanding; it generates steps and reports what it saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from arts_plugin.tree import StopReason
+
+FloatArray = npt.NDArray[np.float32]
+Message = dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is drawn: top-k, then top-p, then min-p, then temperature (llama.cpp's order).
+
+    `temperature` 0 is greedy. `seed` feeds the counter-based uniforms of `arts_plugin.randomness`.
+    """
+
+    temperature: float = 0.6
+    top_p: float = 0.95
+    top_k: int = 50
+    min_p: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """How one question's traces are generated and where they end.
+
+    Attributes:
+        sampling: see `Sampling`.
+        delimiter: what ends a step (a string, or `regex:PATTERN`).
+        stops: strings that end a trace; searched in the whole trace, across steps.
+        max_step_tokens, max_gen_toks: tokens of a step and of a trace, at most.
+    """
+
+    sampling: Sampling = field(default_factory=Sampling)
+    delimiter: str = "\n"
+    stops: tuple[str, ...] = ()
+    max_step_tokens: int = 256
+    max_gen_toks: int = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A tokenised prompt. `text` is what a person would read; `token_ids` is what the model gets."""
+
+    text: str
+    token_ids: tuple[int, ...]
+
+
+class State(Protocol):
+    """A handle to a prompt and the steps generated so far, opaque but for two attributes."""
+
+    priority: float
+    """log F of the state. When memory runs short, idle states with the least are given up (and refilled) first."""
+
+    @property
+    def feature(self) -> FloatArray | None:
+        """Hidden state at its last token, once computed; for a prompt, after its first fork has run."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """One finished step.
+
+    Attributes:
+        state: the state that was submitted, now at the end of this step.
+        text, token_ids, logprob: the step alone; see `arts_plugin.tree.Node`.
+        stop: why it ended.
+        terminal: whether its trace ended with it.
+        feature: post-norm hidden state at the last kept token, float32 of shape [n_embd]; None if not asked for.
+        decoded, refilled: proposer tokens generated, and computed again, for this step.
+        cut_chars, cut_tokens: see `arts_plugin.tree.Node`.
+        error: what was wrong, when `stop` is "error".
+    """
+
+    state: State
+    text: str
+    token_ids: tuple[int, ...]
+    logprob: float
+    stop: StopReason
+    terminal: bool
+    feature: FloatArray | None = None
+    decoded: int = 0
+    refilled: int = 0
+    cut_chars: int = 0
+    cut_tokens: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OpenCost:
+    """What opening a prompt cost: tokens computed, and tokens found in the cache of another prompt."""
+
+    prefilled: int
+    shared: int
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """An engine's books since it was made. Seconds are wall-clock; `reset` begins anew.
+
+    `occupied` counts running branches summed over decode calls, so `occupied / (decodes * slots)` is the occupancy.
+    `cells` counts KV cells in use, each distinct token of the trees once; `peak_cells` is its maximum.
+    """
+
+    slots: int = 0
+    decodes: int = 0
+    occupied: int = 0
+    decoded_tokens: int = 0
+    decode_seconds: float = 0.0
+    prefilled_tokens: int = 0
+    shared_tokens: int = 0
+    prefill_seconds: float = 0.0
+    refilled_tokens: int = 0
+    refills: int = 0
+    evictions: int = 0
+    pauses: int = 0
+    cells: int = 0
+    peak_cells: int = 0
+
+    @property
+    def occupancy(self) -> float:
+        """Share of the slots that were busy, averaged over decode calls; 0 before the first."""
+        return self.occupied / (self.decodes * self.slots) if self.decodes else 0.0
+
+    def reset(self) -> None:
+        """Set every count to zero, but for what is held now."""
+        slots, cells = self.slots, self.cells
+        self.__init__(slots=slots, cells=cells, peak_cells=cells)  # type: ignore[misc]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a backend knows of its model. `n_ctx` is the longest prompt plus trajectory, in tokens; `eos` a token id."""
+
+    name: str
+    n_ctx: int
+    n_vocab: int
+    n_embd: int
+    eos: int = -1
+    n_params: int = 0
+    chat_template: str | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """A proposer's engine. One thread owns it; nothing here may be called from two at once."""
+
+    slots: int
+    stats: EngineStats
+
+    @property
+    def info(self) -> ModelInfo:
+        """The model that is loaded."""
+        ...
+
+    def digest(self) -> str:
+        """What identifies the weights, as `algorithm:hex`. It may read the whole file."""
+        ...
+
+    # Text.
+    def encode(self, text: str) -> Prompt:
+        """A plain prompt. Special tokens in `text` are ordinary text; BOS is added if the model wants one."""
+        ...
+
+    def encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> Prompt:
+        """A chat in the model's own template; special tokens inside the messages' contents are ordinary text.
+
+        Raises:
+            ModelError: the model has no chat template.
+        """
+        ...
+
+    # Engine.
+    def open(self, prompt: Prompt, generation: Generation, problem: int) -> State:
+        """State 0 of a question. `problem` is the 64-bit key that, with the path, seeds its sampling.
+
+        Raises:
+            PromptTooLongError: the prompt leaves no room for a single token.
+        """
+        ...
+
+    def open_cost(self, state: State) -> OpenCost:
+        """What the prompt of an opened state has cost so far."""
+        ...
+
+    def fork(self, state: State, index: int) -> State:
+        """A new branch at the end of `state`; `index` extends the path that seeds it."""
+        ...
+
+    def drop(self, state: State) -> None:
+        """Forget an idle state. Its forks live on."""
+        ...
+
+    def submit(self, state: State, max_tokens: int, allowance: int | None = None) -> None:
+        """Queue `state` to be advanced by one step, in place.
+
+        Args:
+            max_tokens: tokens of this step, at most (with the trace's own limits, whichever is less).
+            allowance: decoded plus refilled tokens that this step may cost, at most; it ends as "length" there.
+        """
+        ...
+
+    def refill_cost(self, state: State) -> int:
+        """Tokens that would have to be computed again before `state` or a fork of it could run now."""
+        ...
+
+    def poll(self) -> list[StepResult]:
+        """Advance every running branch by one token; the steps that ended, in a reproducible order."""
+        ...
+
+    def cancel(self, state: State) -> tuple[int, int]:
+        """Take a submitted state out and forget it. Returns the (decoded, refilled) tokens that it had cost."""
+        ...
+
+    @property
+    def n_active(self) -> int:
+        """Branches submitted and not finished, running or queued."""
+        ...
+
+    # Scoring.
+    def loglikelihood(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
+        """(sum of log-probabilities in nats, would greedy decoding give it) of each continuation after its context."""
+        ...
+
+    def close(self) -> None:
+        """Free the model. Idempotent."""
+        ...

@@ -1,0 +1,84 @@
+"""The core's own plugin: strategies, the log-probability scorer, graders and extractors.
+
+It comes through the entry-point group like anybody's. Factories import what they need when they are called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from arts_plugin.hookspecs import hookimpl
+
+Register = Callable[[str, Callable[..., Any]], None]
+
+
+@hookimpl
+def arts_register_strategies(register: Register) -> None:
+    """arts, best_of_n and greedy."""
+    register("arts", _arts)
+    register("best_of_n", _best_of_n)
+    register("greedy", _greedy)
+
+
+@hookimpl
+def arts_register_verifiers(register: Register) -> None:
+    """logprob, which stands in while there is no trained verifier."""
+    register("logprob", _logprob)
+
+
+@hookimpl
+def arts_register_graders(register: Register) -> None:
+    """exact and numeric."""
+    from arts_plugin.evaluation import grading
+
+    register("exact", lambda: grading.grade_exact)
+    register("numeric", lambda: grading.grade_numeric)
+
+
+@hookimpl
+def arts_register_extractors(register: Register) -> None:
+    """auto and its parts, and text."""
+    from arts_plugin.evaluation import extract
+
+    register("auto", lambda: extract.extract_auto)
+    register("boxed", lambda: extract.extract_boxed)
+    register("hashes", lambda: extract.extract_hashes)
+    register("phrase", lambda: extract.extract_phrase)
+    register("number", lambda: extract.extract_number)
+    register("text", lambda: extract.extract_text)
+
+
+def _arts(settings: Any, tree: Any) -> Any:
+    from arts_plugin.search.arts import Arts
+    from arts_plugin.search.budget import Budget
+
+    return Arts(
+        tree,
+        Budget.of(settings),
+        width=settings.width,
+        slots=settings.slots,
+        beta=settings.beta,
+        seed=settings.seed,
+        draw=settings.draw,
+    )
+
+
+def _best_of_n(settings: Any, tree: Any) -> Any:
+    from arts_plugin.search.best_of_n import BestOfN
+    from arts_plugin.search.budget import Budget
+
+    return BestOfN(tree, Budget.of(settings), slots=settings.slots)
+
+
+def _greedy(settings: Any, tree: Any) -> Any:
+    from arts_plugin.search.budget import Budget
+    from arts_plugin.search.greedy import Greedy
+
+    return Greedy(tree, Budget.of(settings))
+
+
+def _logprob(settings: Any) -> Any:
+    from arts_plugin.verifier import LogprobScorer
+
+    return LogprobScorer()

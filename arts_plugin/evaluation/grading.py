@@ -1,0 +1,28 @@
+"""Graders: does an answer agree with the gold one? Registered by name, so that a plugin can bring its own."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from arts_plugin.evaluation.extract import canonical
+
+
+def grade_exact(answer: str, gold: str) -> bool:
+    """Equal after `canonical`: number formatting, `$`, `%` and case do not matter."""
+    return canonical(answer) == canonical(gold)
+
+
+def grade_numeric(answer: str, gold: str) -> bool:
+    """Equal as exact rational numbers (`3/4` is `0.75`); False where either is no number."""
+    left, right = _fraction(answer), _fraction(gold)
+    return left is not None and left == right
+
+
+def _fraction(text: str) -> Fraction | None:
+    plain = canonical(text)
+    if len(plain) > 100:  # a number longer than any answer; Fraction("1e999999999") would fill the memory
+        return None
+    try:
+        return None if "e" in plain.lower() else Fraction(plain)
+    except (ValueError, ZeroDivisionError):
+        return None

@@ -1,0 +1,1 @@
+"""ARTS inside EleutherAI's lm-evaluation-harness: the model `arts`."""

@@ -1,0 +1,81 @@
+"""What the model hands to lm-eval: strings that carry their tree's trajectories."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from arts_plugin.tree import ReasoningTree, Trajectory
+
+
+class Answer(str):
+    """A chosen trajectory's text, with all trajectories of its search beside it.
+
+    lm-eval keeps answers in its cache by pickling them and calls `type(answer)(gold)` when it compares: so this
+    takes one positional argument, and holds nothing but plain Python values.
+
+    Attributes:
+        trajectories: one dict a finished trajectory (text, answer, logprob, tokens, log_flow, count, stop, chosen).
+        cost: what the search cost (see `arts_plugin.tree.Cost`).
+        search: strategy, selection rule, scorer, which limit ended the search, and the error if there was one.
+    """
+
+    trajectories: list[dict[str, Any]]
+    cost: dict[str, Any]
+    search: dict[str, Any]
+
+    def __new__(cls, text: str = "", payload: dict[str, Any] | None = None) -> Self:
+        """A plain string where there is no payload."""
+        answer = super().__new__(cls, text)
+        values = payload or {}
+        answer.trajectories = values.get("trajectories", [])
+        answer.cost = values.get("cost", {})
+        answer.search = values.get("search", {})
+        return answer
+
+    def __reduce__(self) -> tuple[type[Answer], tuple[str, dict[str, Any]]]:
+        payload = {"trajectories": self.trajectories, "cost": self.cost, "search": self.search}
+        return type(self), (str(self), payload)
+
+    @classmethod
+    def of(cls, tree: ReasoningTree, text: str | None = None) -> Answer:
+        """The answer of a tree; `text` replaces the chosen trajectory's."""
+        payload = {
+            "trajectories": [_plain(t, t.leaf == tree.chosen) for t in tree.trajectories()],
+            "cost": {name: getattr(tree.cost, name) for name in tree.cost.__slots__},
+            "search": {
+                "strategy": tree.strategy,
+                "select": tree.select,
+                "scorer": tree.scorer,
+                "ended_by": tree.ended_by,
+                "error": tree.error,
+            },
+        }
+        return cls(tree.text if text is None else text, payload)
+
+
+def _plain(trajectory: Trajectory, chosen: bool) -> dict[str, Any]:
+    return {
+        "text": trajectory.text,
+        "answer": trajectory.answer,
+        "logprob": trajectory.logprob,
+        "tokens": len(trajectory.token_ids),
+        "log_flow": trajectory.log_flow,
+        "count": trajectory.count,
+        "stop": trajectory.stop,
+        "chosen": chosen,
+    }
+
+
+def handed_out(tree: ReasoningTree, repeats: int) -> list[Answer]:
+    """`repeats` answers of one search: the chosen one first, then the others as often as they were drawn.
+
+    Unfinished trajectories follow where there are too few; where even they do not suffice, empty answers do, which a
+    task counts as wrong.
+    """
+    others = [t for t in tree.trajectories() for _ in range(t.count)]
+    chosen = next((t for t in others if t.leaf == tree.chosen), None)
+    if chosen is not None:
+        others.remove(chosen)
+    texts = [tree.text, *(t.text for t in others)]
+    texts += [tree.trajectory(node.id).text for node in tree.leaves() if not node.terminal and node.id != tree.chosen]
+    return [Answer.of(tree, text) for text in [*texts, *[""] * repeats][:repeats]]

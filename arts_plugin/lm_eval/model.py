@@ -1,0 +1,259 @@
+"""`lm_eval --model arts`: every request becomes a tree, and the chosen trajectory is what lm-eval scores."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from lm_eval.api.model import TemplateLM
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
+from tqdm import tqdm
+
+from arts_plugin.api import Arts
+from arts_plugin.backend import Message, Prompt
+from arts_plugin.errors import SettingsError, did_you_mean
+from arts_plugin.lm_eval.answer import Answer, handed_out
+from arts_plugin.lm_eval.requests import ChatPrompt, Request, read_gen_kwargs, said_once
+from arts_plugin.prompts import encode
+from arts_plugin.run import versions
+from arts_plugin.search.job import Job
+from arts_plugin.settings import Settings, describe
+from arts_plugin.tree import ReasoningTree
+
+log = logging.getLogger("lm_eval.arts")
+
+_ALIASES = {"pretrained": "model", "path": "model"}
+_HOST = frozenset({"batch_size", "max_batch_size", "device"})
+"""Arguments that lm-eval passes to every model. Branches are batched by `slots`; the device is llama.cpp's matter."""
+
+
+class ArtsLM(TemplateLM):
+    """Amortized Reasoning Tree Search as an lm-eval model.
+
+    Args:
+        keywords: any setting of `arts_plugin.settings.Settings`, as a string or a value; `pretrained` and `path` are
+            other names of `model`.
+
+    Raises:
+        SettingsError: an unknown or impossible argument.
+        ModelError: the model cannot be loaded.
+    """
+
+    # No @register_model: the decorator would fill the registry before lm-eval's own models do.
+
+    def __init__(self, **keywords: Any) -> None:
+        super().__init__()
+        self.arts = Arts(_settings(keywords))
+        self._show_logs()
+        self.backend_engine = self.arts.backend
+        self._said: set[str] = set()
+        self._rendered: dict[str, list[Message]] = {}
+        self._prompts: dict[str, Prompt] = {}
+
+    @staticmethod
+    def _show_logs() -> None:
+        """lm-eval shows the loggers under its own name; what the search says belongs there."""
+        logging.getLogger("arts_plugin").parent = log
+
+    # Construction: the command line gives a dict and lm-eval's own arguments, the API a string.
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> ArtsLM:
+        """From `key=value,...`; what lm-eval adds gives way to what the user wrote."""
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
+
+    @classmethod
+    def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> ArtsLM:
+        """From a dict."""
+        added = {key: value for key, value in (additional_config or {}).items() if value is not None}
+        return cls(**{**added, **arg_dict})
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What lm-eval writes beside the results."""
+        info = self.backend_engine.info
+        return {
+            "model_name": info.name,
+            "model_num_parameters": info.n_params,
+            "model_digest": self.backend_engine.digest(),
+            "arts_settings": self.arts.settings.shaping(),
+            "arts_versions": versions(),
+        }
+
+    # Text.
+    @property
+    def tokenizer_name(self) -> str:
+        """Part of lm-eval's cache keys for rendered requests."""
+        return self.backend_engine.info.name
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The model's template, as lm-eval records it."""
+        return self.backend_engine.info.chat_template or ""
+
+    def apply_chat_template(self, chat_history: list[Message], add_generation_prompt: bool = True) -> str:
+        """A rendered chat, which remembers its messages.
+
+        Raises:
+            ModelError: the model has no chat template.
+        """
+        prompt = self.backend_engine.encode_chat(chat_history, add_generation_prompt)
+        self._rendered[prompt.text] = chat_history
+        self._prompts[prompt.text] = prompt
+        return ChatPrompt(prompt.text, chat_history)
+
+    @property
+    def eot_token_id(self) -> int:
+        """The first token of an empty context, where the model has no BOS."""
+        return self.prefix_token_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text without context: BOS, or else the end-of-text token."""
+        tokens = self.backend_engine.encode("").token_ids
+        return tokens[0] if tokens else self.backend_engine.info.eos
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """Tokens of a text; a rendered chat keeps its special tokens, anything else has none."""
+        if string in self._prompts:
+            return list(self._prompts[string].token_ids)
+        tokens = self.backend_engine.encode(string).token_ids
+        bos = self.backend_engine.encode("").token_ids
+        return list(tokens[len(bos) :] if add_special_tokens is False else tokens)
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        if context in self._prompts:  # what follows a generation prompt is a text of its own
+            return self.tok_encode(context), self.tok_encode(continuation, add_special_tokens=False)
+        pair: tuple[list[int], list[int]] = super()._encode_pair(context, continuation)
+        return pair
+
+    # Generation.
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """The chosen trajectory's text for each request, as `Answer`. All requests go into one engine."""
+        reads = list(self._read(requests))
+        answers: dict[int, list[Answer]] = {}
+        for place, tree in self._search(reads, disable_tqdm):
+            answers[place] = handed_out(tree, reads[place].repeats)
+            self._cache(requests, reads, place, answers[place][0])
+        return [answer for place in range(len(reads)) for answer in answers[place]]
+
+    def _read(self, requests: list[Any]) -> Iterator[Request]:
+        at = 0
+        while at < len(requests):
+            end = at + 1
+            while end < len(requests) and requests[end] is requests[at]:  # `repeats: N` gives one object N times
+                end += 1
+            context, gen_kwargs = requests[at].args
+            repeats = end - at
+            if repeats > 1 and self._cached(gen_kwargs):
+                raise SettingsError(
+                    f"repeats: {repeats} with --use_cache: lm-eval would hand out the last trajectory {repeats} times when "
+                    "it reads its cache; leave --use_cache away (trace= resumes a run)"
+                )
+            settings, stops = read_gen_kwargs(gen_kwargs, self.arts.settings, self._said)
+            wanted = settings.budget_trajectories
+            if wanted is not None and wanted < repeats:
+                said_once(self._said, f"repeats: {repeats} raises budget_trajectories from {wanted} to {repeats}")
+                settings = settings.with_(budget_trajectories=repeats)
+            yield Request(context, settings, stops, repeats)
+            at = end
+
+    def _cached(self, gen_kwargs: dict[str, Any]) -> bool:
+        return self.cache_hook.dbdict is not None and not gen_kwargs.get("do_sample", False)
+
+    def _search(self, reads: list[Request], disable_tqdm: bool) -> Iterator[tuple[int, ReasoningTree]]:
+        stats = self.backend_engine.stats
+        tokens, seconds = stats.decoded_tokens, stats.decode_seconds
+        quiet = disable_tqdm or self.rank != 0
+        with tqdm(total=len(reads), desc="Running generate_until requests", disable=quiet) as bar:
+            for event in self.arts.events(self._job(place, read) for place, read in enumerate(reads)):
+                rate = (stats.decoded_tokens - tokens) / max(stats.decode_seconds - seconds, 1e-9)
+                bar.set_postfix_str(f"{rate:.0f} tokens/s", refresh=False)
+                if event.kind == "finished":
+                    bar.update()
+                    if event.tree.error:
+                        log.warning("question %d was refused: %s", event.job.meta["request"], event.tree.error)
+                    yield event.job.meta["request"], event.tree
+
+    def _job(self, place: int, read: Request) -> Job:
+        return self.arts.job(self._prompt(read), read.settings, read.stops, {"request": place})
+
+    def _prompt(self, read: Request) -> Prompt:
+        messages = getattr(read.context, "messages", None) or self._rendered.get(read.context)
+        if messages:
+            return self._prompts.get(read.context) or self.backend_engine.encode_chat(messages)
+        chat = read.settings.chat
+        # `auto` leaves the template to --apply_chat_template, which has not been used for this request.
+        if chat == "template":
+            return encode(self.backend_engine, read.context, "auto")
+        return self.backend_engine.encode(read.context)
+
+    def _cache(self, requests: list[Any], reads: list[Request], place: int, answer: Answer) -> None:
+        index = sum(read.repeats for read in reads[:place])
+        self.cache_hook.add_partial("generate_until", requests[index].args, answer)
+
+    # Likelihood.
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        order = sorted(range(len(requests)), key=lambda i: requests[i][1])
+        results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        with tqdm(total=len(requests), desc="Running loglikelihood requests", disable=disable_tqdm or self.rank != 0) as bar:
+            for chunk in _by_context(order, requests):
+                scores = self.backend_engine.loglikelihood([(requests[i][1], requests[i][2]) for i in chunk])
+                for i, score in zip(chunk, scores, strict=True):
+                    results[i] = score
+                    if requests[i][0] is not None:
+                        self.cache_hook.add_partial("loglikelihood", requests[i][0], score)
+                bar.update(len(chunk))
+        return results
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood of whole texts, in windows of the context's length with one token of overlap."""
+        totals = []
+        quiet = disable_tqdm or self.rank != 0
+        for request in tqdm(requests, desc="Running loglikelihood_rolling requests", disable=quiet):
+            (text,) = request.args
+            windows = get_rolling_token_windows(
+                token_list=self.tok_encode(text, add_special_tokens=False),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.backend_engine.info.n_ctx,
+                context_len=1,
+            )
+            pairs = [make_disjoint_window(window) for window in windows]
+            total = sum(score for score, _ in self.backend_engine.loglikelihood(pairs))
+            totals.append(total)
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+        return totals
+
+
+def _by_context(order: list[int], requests: Sequence[tuple[Any, list[int], list[int]]]) -> Iterator[list[int]]:
+    """Groups of requests with one context: what the backend computes together."""
+    group: list[int] = []
+    for i in order:
+        if group and requests[group[0]][1] != requests[i][1]:
+            yield group
+            group = []
+        group.append(i)
+    if group:
+        yield group
+
+
+def _settings(keywords: dict[str, Any]) -> Settings:
+    """Settings from model_args.
+
+    Raises:
+        SettingsError: an unknown argument, or two names for one.
+    """
+    known = {name for name, _, _ in describe()}
+    values: dict[str, Any] = {}
+    for key, value in keywords.items():
+        name = _ALIASES.get(key, key)
+        if name in _HOST:
+            continue
+        if name not in known:
+            raise SettingsError(f"unknown argument {key!r} in model_args{did_you_mean(key, known | set(_ALIASES))}")
+        if name in values:
+            raise SettingsError(f"{key} and another name of {name} are both given; one is enough")
+        values[name] = value
+    if str(keywords.get("device", "")).startswith("cpu"):
+        values.setdefault("n_gpu_layers", 0)
+    return Settings.of(values)

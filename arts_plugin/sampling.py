@@ -1,0 +1,94 @@
+"""Drawing a token from logits: top-k, top-p, min-p, temperature, then the inverse CDF at a given uniform.
+
+The filters come in llama.cpp's order and act on untempered probabilities. No step sorts the whole vocabulary unless
+the settings leave no other way.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from arts_plugin.backend import FloatArray, Sampling
+
+_BLOCK = 64
+_PREFILTER = 1024
+IntArray = npt.NDArray[np.intp]
+
+
+def log_normaliser(rows: FloatArray) -> npt.NDArray[np.float64]:
+    """logsumexp of each row of `rows` [n, vocabulary] -> [n]; NaN or infinite where the logits are invalid."""
+    top = rows.max(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return (top[:, 0] + np.log(np.exp(rows - top).sum(axis=1))).astype(np.float64)
+
+
+def top_indexes(row: FloatArray, k: int) -> IntArray:
+    """The `k` largest of `row`, largest first, equal ones by index: what a full stable sort would give.
+
+    The k largest lie in the k blocks with the largest maxima, so only those blocks are looked into.
+    """
+    n = len(row)
+    whole = n - n % _BLOCK
+    n_blocks = whole // _BLOCK
+    if k >= n or n_blocks <= 2 * k:
+        return np.argsort(-row, kind="stable")[:k]
+    maxima = row[:whole].reshape(n_blocks, _BLOCK).max(axis=1)
+    # Equal maxima at the border would make the choice of blocks ambiguous: take every block that reaches it.
+    border = np.partition(maxima, n_blocks - k)[n_blocks - k]
+    blocks = np.flatnonzero(maxima >= border)
+    inside = (blocks[:, None] * _BLOCK + np.arange(_BLOCK)).ravel()
+    members = np.concatenate([inside, np.arange(whole, n)])
+    values = row[members]
+    keep = members[values >= np.partition(values, len(values) - k)[len(values) - k]]
+    return keep[np.argsort(-row[keep], kind="stable")][:k]
+
+
+def candidates(row: FloatArray, sampling: Sampling, log_z: float) -> tuple[IntArray, npt.NDArray[np.float64]]:
+    """The tokens that may be drawn and their probabilities, [n] each, likeliest first where a filter acts.
+
+    Args:
+        row: logits, [vocabulary].
+        log_z: their logsumexp.
+    """
+    if sampling.temperature == 0:
+        return np.array([int(row.argmax())]), np.ones(1)
+    if sampling.top_k == 0 and sampling.top_p >= 1:
+        ids = np.arange(len(row)) if sampling.min_p == 0 else np.flatnonzero(row >= row.max() + np.log(sampling.min_p))
+    else:
+        ids = _nucleus(row, sampling, log_z)
+        if sampling.min_p > 0:
+            ids = ids[row[ids] >= row[ids[0]] + np.log(sampling.min_p)]
+    scaled = row[ids].astype(np.float64) / sampling.temperature
+    weights = np.exp(scaled - scaled.max())
+    return ids, weights / weights.sum()
+
+
+def _nucleus(row: FloatArray, sampling: Sampling, log_z: float) -> IntArray:
+    """Top-k, then the fewest of those that hold at least top_p of their mass (always one)."""
+    if sampling.top_k:
+        ids = top_indexes(row, min(sampling.top_k, len(row)))
+        shares = np.exp(row[ids].astype(np.float64) - float(row[ids[0]]))
+        return ids[: _fewest(shares / shares.sum(), sampling.top_p)]
+    for k in (_PREFILTER, len(row)):
+        ids = top_indexes(row, min(k, len(row)))
+        shares = np.exp(row[ids].astype(np.float64) - log_z)
+        if shares.sum() >= sampling.top_p:
+            break
+    return ids[: _fewest(shares, sampling.top_p)]
+
+
+def _fewest(shares: npt.NDArray[np.float64], mass: float) -> int:
+    if mass >= 1:
+        return len(shares)
+    return min(len(shares), int(np.searchsorted(np.cumsum(shares), mass)) + 1)
+
+
+def pick(row: FloatArray, sampling: Sampling, log_z: float, uniform: float) -> int:
+    """The token at `uniform` of the inverse CDF over `candidates`."""
+    ids, probabilities = candidates(row, sampling, log_z)
+    if len(ids) == 1:
+        return int(ids[0])
+    cumulative = np.cumsum(probabilities)
+    place = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
+    return int(ids[min(place, len(ids) - 1)])

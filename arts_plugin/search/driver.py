@@ -1,0 +1,180 @@
+"""The loop that runs many searches over one engine.
+
+It carries wishes from strategies to the backend and results back, scores new states (one verifier call for all of
+them), keeps the token and time budgets, and admits the next question as soon as slots would otherwise stand idle.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from arts_plugin.backend import Backend, StepResult
+from arts_plugin.errors import ArtsError
+from arts_plugin.hookspecs import Extractor
+from arts_plugin.plugins import Plugins
+from arts_plugin.search.job import Flight, Flights, Job, Search
+from arts_plugin.settings import Settings
+from arts_plugin.tree import Node, ReasoningTree
+from arts_plugin.verifier import LogprobScorer, StateView, Verifier
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened in a search. `nodes` are new, or merged into with a higher count, and scored."""
+
+    kind: Literal["expanded", "finished"]
+    job: Job
+    tree: ReasoningTree
+    nodes: tuple[Node, ...] = ()
+
+
+@dataclass(slots=True)
+class Admission:
+    """The engine's books at the moment when the last question was admitted: until then, slots need not stand idle."""
+
+    questions: int = 0
+    decodes: int = 0
+    occupied: int = 0
+
+
+class SearchDriver:
+    """Runs searches over `backend`. Not thread-safe: one thread owns the model.
+
+    Args:
+        verifier: scores states; None lets the mean token log-probability stand in.
+        extractor: what finds answers for voting, for a job's settings.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        plugins: Plugins,
+        verifier: Verifier | None = None,
+        extractor: Callable[[Settings], Extractor] | None = None,
+    ) -> None:
+        self.backend = backend
+        self.plugins = plugins
+        self.verifier: Verifier = verifier or LogprobScorer()
+        self.extractor = extractor
+        self.admission = Admission()
+        self._flights: Flights = {}
+        self._events: list[Event] = []
+        self._warned: set[str] = set()
+        self._delimiter_seen = False
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, ReasoningTree]]:
+        """Search every job; each tree as it is finished, which is not the order of the jobs."""
+        for event in self.events(jobs):
+            if event.kind == "finished":
+                yield event.job, event.tree
+
+    def events(self, jobs: Iterable[Job]) -> Iterator[Event]:
+        """Search every job; what happens, as it happens.
+
+        A job that cannot be searched (its prompt is too long) comes back with `tree.error` set; the others go on.
+        When the caller stops early or an exception passes through, what is in flight is cancelled.
+        """
+        queue = iter(jobs)
+        active: list[Search] = []
+        try:
+            while True:
+                for search in active:
+                    self._launch(search)
+                while self.backend.n_active < self.backend.slots and (job := next(queue, None)) is not None:
+                    active.append(self._admit(job))
+                    self._launch(active[-1])
+                if not active:
+                    return
+                if self.backend.n_active:
+                    self._deliver(self.backend.poll())
+                ended = [search for search in active if search.over()]
+                if not ended and not self.backend.n_active:
+                    ended = self._stalled(active)
+                for search in ended:
+                    active.remove(search)
+                    self._finish(search)
+                yield from self._drain()
+        finally:
+            for search in active:
+                search.finish("cancelled", self._flights)
+
+    def _admit(self, job: Job) -> Search:
+        stats = self.backend.stats
+        self.admission = Admission(self.admission.questions + 1, stats.decodes, stats.occupied)
+        extractor = self.extractor(job.settings) if self.extractor else None
+        return Search(job, self.backend, self.plugins, self.verifier, extractor)
+
+    def _launch(self, search: Search) -> None:
+        search.launch(self.backend.slots - self.backend.n_active, self._flights)
+
+    def _stalled(self, active: list[Search]) -> list[Search]:
+        """Searches that have nothing in flight and ask for nothing: over, though their strategies do not say so."""
+        idle = [search for search in active if not search.launch(self.backend.slots, self._flights)]
+        for search in idle:
+            if search.waiting:  # the token budget is spent to the last token
+                continue
+            name = search.tree.strategy
+            self._warn_once(f"strategy {name!r} asks for nothing, has nothing in flight and does not end; it was ended")
+        return idle
+
+    def _drain(self) -> Iterator[Event]:
+        events, self._events = self._events, []
+        yield from events
+
+    def _deliver(self, results: list[StepResult]) -> None:
+        arrived = [(result, *self._flights.pop(id(result.state))) for result in results]
+        live = [(result, search, flight) for result, search, flight in arrived if search.landed(result, flight)]
+        roots = [search for search in dict.fromkeys(search for _, search, _ in live) if search.root_unscored()]
+        views = [search.root_view() for search in roots] + [search.view(result, flight) for result, search, flight in live]
+        try:
+            scores = self.score(views)
+        except BaseException:
+            for _, search, flight in live:
+                search.discard(flight)
+            raise
+        for search, score in zip(roots, scores[: len(roots)], strict=True):
+            search.score_root(score)
+        told: dict[Search, list[tuple[StepResult, Flight, float]]] = {}
+        for (result, search, flight), score in zip(live, scores[len(roots) :], strict=True):
+            told.setdefault(search, []).append((result, flight, score))
+        for search, group in told.items():
+            self._note(search, search.tell(group))
+
+    def _note(self, search: Search, nodes: list[Node]) -> None:
+        if nodes:
+            self._events.append(Event("expanded", search.job, search.tree, tuple(nodes)))
+
+    def score(self, views: list[StateView]) -> list[float]:
+        """One score a state. A verifier's NaN counts as the lowest score, and is said once."""
+        if not views:
+            return []
+        scores = [float(score) for score in self.verifier.score(views)]
+        if len(scores) != len(views):
+            raise ArtsError(f"verifier {self.verifier.name!r} gave {len(scores)} scores for {len(views)} states")
+        if any(math.isnan(score) for score in scores):
+            self._warn_once(f"verifier {self.verifier.name!r} gave NaN; such states count as the lowest")
+            scores = [-math.inf if math.isnan(score) else score for score in scores]
+        return scores
+
+    def _finish(self, search: Search) -> None:
+        self._note(search, search.finish("budget_tokens" if search.waiting else "exhausted", self._flights))
+        self._events.append(Event("finished", search.job, search.tree))
+        steps = [node.stop for node in search.tree.nodes[1:]]
+        if steps and "delimiter" not in steps and not self._delimiter_seen:
+            delimiter = search.job.settings.delimiter
+            self._warn_once(
+                f"the delimiter {delimiter!r} did not occur in the {len(steps)} step(s) of the first question: every "
+                "trajectory is one step, or was cut at max_step_tokens; set delimiter= to what the model writes"
+            )
+        self._delimiter_seen = self._delimiter_seen or bool(steps)
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            log.warning(message)

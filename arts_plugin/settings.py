@@ -1,0 +1,209 @@
+"""Every argument of ARTS, once: name, type, default, meaning.
+
+The same names serve model_args, YAML, the command line, `arts_`-prefixed gen_kwargs and Python keywords. Values
+arrive as whatever the host made of them ("8", 8.0, "true", a literal backslash-n); they are coerced here and only here.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+import types
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from arts_plugin.errors import SettingsError, did_you_mean
+from arts_plugin.steps import Delimiter
+
+Chat = Literal["auto", "template", "plain"]
+Draw = Literal["multinomial", "systematic"]
+
+
+def _setting(default: Any, doc: str, *, low: float | None = None, above: float | None = None) -> Any:
+    return field(default=default, metadata={"doc": doc, "low": low, "above": above})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The resolved settings of a search. Build it with `Settings.of`, which coerces and checks."""
+
+    backend: str = _setting("llama_cpp", "Which backend runs the proposer; `arts plugins` lists them.")
+    model: str | None = _setting(
+        None, "Proposer: a GGUF file, `repo_id:file` on a hub, or nothing for the embedded SmolLM2-135M-Instruct."
+    )
+    chat: Chat = _setting(
+        "auto",
+        "`template` wraps a question in the model's chat template, `plain` does not, `auto` leaves it to lm-eval's "
+        "--apply_chat_template for tasks and uses the template, if there is one, elsewhere.",
+    )
+    strategy: str = _setting("arts", "Decoding strategy: arts, best_of_n, greedy, or a plugin's.")
+    select: str | None = _setting(
+        None,
+        "How the answer is chosen among finished trajectories: flow, weighted_vote, majority, logprob, random. "
+        "Default: flow with a verifier, majority without one.",
+    )
+    extract: str = _setting(
+        "auto",
+        "How an answer is found in a trajectory for voting: auto (last \\boxed{}, `#### x`, `the answer is x`, last "
+        "number), a plugin's name, or regex:PATTERN (last match, first group).",
+    )
+    verifier: str = _setting("auto", "What scores states: a registered name, `none`, or `auto` (a matching one if any).")
+    budget_trajectories: int | None = _setting(8, "Finished trajectories per question, at most.", low=1)
+    budget_tokens: int | None = _setting(
+        None, "Generated and refilled proposer tokens per question, at most.", low=1
+    )
+    budget_seconds: float | None = _setting(None, "Seconds per question from its admission, at most.", above=0)
+    budget_nodes: int | None = _setting(None, "Proposed steps per question, at most; merged ones count.", low=1)
+    width: int = _setting(2, "K, the one-step proposals made for each state that is drawn.", low=1)
+    slots: int = _setting(16, "Branches decoded at once, over all questions.", low=1)
+    beta: float = _setting(1.0, "Open states are drawn in proportion to F(s)^beta.", low=0)
+    draw: Draw = _setting("multinomial", "How open states are drawn, in proportion to F^beta: multinomial or systematic.")
+    temperature: float = _setting(0.6, "Sampling temperature; 0 is greedy and makes one trajectory.", low=0)
+    top_p: float = _setting(0.95, "Nucleus sampling; 1 is off.", above=0)
+    top_k: int = _setting(50, "Sample among the k likeliest tokens; 0 is off.", low=0)
+    min_p: float = _setting(0.0, "Drop tokens below this share of the likeliest one's probability; 0 is off.", low=0)
+    seed: int = _setting(0, "Seed of every random choice.")
+    delimiter: str = _setting("\n", "What ends a step: a string, or regex:PATTERN.")
+    max_step_tokens: int = _setting(256, "Tokens per step, at most; a step cut here is still a state.", low=1)
+    max_gen_toks: int = _setting(512, "Tokens per trajectory, at most.", low=1)
+    n_ctx: int = _setting(8192, "KV cells for all branches together (and the longest prompt plus trajectory).", low=16)
+    n_threads: int | None = _setting(None, "Threads; default: half the logical CPUs, at least two where there are two.", low=1)
+    n_gpu_layers: int = _setting(0, "Layers to offload in a GPU build of llama.cpp; -1 is all.", low=-1)
+    main_gpu: int = _setting(0, "llama.cpp: the GPU that is used when the model is not split.", low=0)
+    split_mode: int | None = _setting(None, "llama.cpp: 0 one GPU, 1 by layer, 2 by row.", low=0)
+    tensor_split: str | None = _setting(None, "llama.cpp: share of the model for each GPU, separated by `;`.")
+    n_ubatch: int = _setting(512, "llama.cpp: tokens in one forward pass, at most.", low=1)
+    flash_attn: bool | None = _setting(None, "llama.cpp: flash attention on or off; default: llama.cpp decides.")
+    trace: str | None = _setting(None, "Run folder for trees; running again with the same settings resumes it.")
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any] | None = None, /, **more: Any) -> Settings:
+        """Settings from raw values.
+
+        Raises:
+            SettingsError: unknown name (with close matches), wrong type, value out of range, contradiction.
+        """
+        return cls().with_(values, **more)
+
+    def with_(self, values: Mapping[str, Any] | None = None, /, **more: Any) -> Settings:
+        """These settings with some replaced; the same checks as `of`."""
+        raw = {**(values or {}), **more}
+        changes = {name: coerce(name, value) for name, value in raw.items()}
+        settings = replace(self, **changes)
+        settings._check()
+        return settings
+
+    def _check(self) -> None:
+        if self.top_p > 1:
+            raise SettingsError(f"top_p is {self.top_p}; it is a probability, at most 1")
+        if self.min_p >= 1:
+            raise SettingsError(f"min_p is {self.min_p}; it must be below 1")
+        budgets = (self.budget_trajectories, self.budget_tokens, self.budget_seconds, self.budget_nodes)
+        if all(budget is None for budget in budgets):
+            raise SettingsError("no budget is set, so a search would never end; set budget_trajectories=8, for example")
+        Delimiter(self.delimiter)
+
+    def shaping(self) -> dict[str, Any]:
+        """The settings that decide what a search finds, without those that say where and how fast it runs."""
+        return {name: value for name, value in asdict(self).items() if name not in _RUNTIME}
+
+
+# The model is told by its digest, not by where its file lies.
+_RUNTIME = frozenset(
+    {"model", "trace", "n_threads", "n_gpu_layers", "main_gpu", "split_mode", "tensor_split", "n_ubatch", "flash_attn"}
+)
+_FIELDS = {f.name: f for f in fields(Settings)}
+_HINTS = get_type_hints(Settings)
+
+
+def describe() -> list[tuple[str, Any, str]]:
+    """(name, default, meaning) of every setting, in order: what help texts are made of."""
+    return [(f.name, f.default, f.metadata["doc"]) for f in fields(Settings)]
+
+
+def unescape(text: str) -> str:
+    r"""Turn backslash escapes that survived a shell or a comma-separated list into characters (`\n`, `\t`, `\\`...).
+
+    A `regex:` pattern is left alone: its backslashes are its own.
+    """
+    if "\\" not in text or text.startswith("regex:"):
+        return text
+    return re.sub(r"\\(?:[abfnrtv0'\"\\]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4})", _unescape_one, text)
+
+
+def _unescape_one(match: re.Match[str]) -> str:
+    return codecs.decode(match.group().encode("ascii"), "unicode_escape")
+
+
+def coerce(name: str, value: Any) -> Any:
+    """`value` as the type of setting `name`.
+
+    Raises:
+        SettingsError: unknown name, or a value that cannot be read as that type or is out of range.
+    """
+    if name not in _FIELDS:
+        raise SettingsError(f"unknown setting {name!r}{did_you_mean(name, _FIELDS)}")
+    if name == "verifier" and value is None:
+        value = "none"  # what lm-eval and YAML made of the word
+    hint = _HINTS[name]
+    optional = get_origin(hint) in (Union, types.UnionType) and type(None) in get_args(hint)
+    if value is None or (optional and isinstance(value, str) and value.strip().lower() in {"", "none", "null"}):
+        if optional:
+            return None
+        raise SettingsError(f"{name} is {value!r}, but it needs a value; its default is {_FIELDS[name].default!r}")
+    kind = next(arg for arg in get_args(hint) if arg is not type(None)) if optional else hint
+    result = _convert(name, value, kind)
+    _check_range(name, result)
+    return result
+
+
+def _check_range(name: str, value: Any) -> None:
+    low, above = _FIELDS[name].metadata["low"], _FIELDS[name].metadata["above"]
+    if low is not None and value < low:
+        raise SettingsError(f"{name} is {value}; it must be at least {low:g}")
+    if above is not None and value <= above:
+        raise SettingsError(f"{name} is {value}; it must be more than {above:g}")
+
+
+_TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
+
+
+def _convert(name: str, value: Any, kind: Any) -> Any:
+    if get_origin(kind) is Literal:
+        choices = get_args(kind)
+        # YAML reads a bare `true` or `off`; for chat these have one meaning each.
+        spelled = {True: "template", False: "plain"}.get(value, value) if isinstance(value, bool) else value
+        if spelled not in choices:
+            raise SettingsError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, choices))}")
+        return spelled
+    if kind is bool:
+        word = str(value).strip().lower()
+        if word not in _TRUE | _FALSE:
+            raise SettingsError(f"{name} is {value!r}; it must be true or false")
+        return word in _TRUE
+    if kind is str:
+        # lm-eval reads `007` as 7 and `1e3` as a float: a string setting takes what is left.
+        return unescape(str(value)) if name == "delimiter" else str(value)
+    return _number(name, value, kind)
+
+
+def _number(name: str, value: Any, kind: type) -> int | float:
+    if isinstance(value, bool):
+        raise SettingsError(f"{name} is {value!r}; it must be a number")
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise SettingsError(f"{name} is {value!r}; it must be a number") from None
+    if number != number or number in (float("inf"), float("-inf")):
+        raise SettingsError(f"{name} is {value!r}; it must be a finite number")
+    if kind is int:
+        if number != int(number):
+            raise SettingsError(f"{name} is {value!r}; it must be a whole number")
+        # int("9007199254740993") keeps what a float would round.
+        return int(value) if isinstance(value, int) or (isinstance(value, str) and _is_int(value)) else int(number)
+    return number
+
+
+def _is_int(text: str) -> bool:
+    return re.fullmatch(r"\s*[+-]?\d+\s*", text) is not None

@@ -1,0 +1,73 @@
+"""The backend that the core sees: a model, a context and an engine behind one protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+from arts_llama_cpp import gguf_file
+from arts_llama_cpp.context import MAX_SEQUENCES, LlamaContext
+from arts_llama_cpp.engine import RECENT_PROMPTS, LlamaEngine
+from arts_llama_cpp.likelihood import loglikelihood
+from arts_llama_cpp.locate import locate
+from arts_llama_cpp.model import LlamaModel
+from arts_plugin.backend import Message, ModelInfo, Prompt
+from arts_plugin.errors import SettingsError
+from arts_plugin.settings import Settings
+
+MAX_SLOTS = (MAX_SEQUENCES - RECENT_PROMPTS) // 2
+"""A running branch and the point it came from each hold a sequence, of which llama.cpp has 256."""
+
+
+class LlamaCppBackend(LlamaEngine):
+    """llama.cpp in process, as `arts_plugin.backend.Backend` describes it.
+
+    Args:
+        features: whether hidden states at step ends are wanted.
+
+    Raises:
+        ModelError: the model cannot be found, loaded or forked.
+        SettingsError: more slots than llama.cpp has sequences for.
+    """
+
+    def __init__(self, settings: Settings, *, features: bool = False) -> None:
+        if settings.slots > MAX_SLOTS:
+            raise SettingsError(f"slots is {settings.slots}; llama.cpp's {MAX_SEQUENCES} sequences allow for {MAX_SLOTS}")
+        path = locate(settings.model)
+        model = LlamaModel(path, settings)
+        try:
+            context = LlamaContext(model, settings, features)
+        except BaseException:
+            model.close()
+            raise
+        super().__init__(context, settings.slots)
+
+    @cached_property
+    def info(self) -> ModelInfo:
+        """The model that is loaded."""
+        return self.model.info(self.n_ctx)
+
+    @cached_property
+    def _digest(self) -> str:
+        return gguf_file.tensor_digest(self.model.path)
+
+    def digest(self) -> str:
+        """SHA-256 of the tensor data: files that differ only in metadata have the same."""
+        return self._digest
+
+    def encode(self, text: str) -> Prompt:
+        """A plain prompt."""
+        return self.model.encode(text)
+
+    def encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> Prompt:
+        """A chat in the model's template."""
+        return self.model.encode_chat(messages, add_generation_prompt)
+
+    def loglikelihood(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
+        """Log-likelihoods of continuations; see `arts_llama_cpp.likelihood`."""
+        return loglikelihood(self, pairs)
+
+    def close(self) -> None:
+        """Free context and model."""
+        self.context.close()
+        self.model.close()

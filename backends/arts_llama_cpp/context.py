@@ -1,0 +1,133 @@
+"""A llama.cpp context: batches in, logits and hidden states out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from arts_llama_cpp.bindings import last_errors
+from arts_llama_cpp.kv import CacheFullError, KvCache, KvSequence
+from arts_llama_cpp.model import LlamaModel
+from arts_plugin.backend import FloatArray
+from arts_plugin.errors import ModelError
+from arts_plugin.settings import Settings
+
+MAX_SEQUENCES = 256  # llama.cpp's own limit
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One token at the end of a sequence, whose logits (and hidden state) are wanted."""
+
+    sequence: KvSequence
+    token: int
+
+
+def default_threads() -> int:
+    """Half the logical CPUs (two share a core on most machines), but both of a machine that has two."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(available, max(2, available // 2))
+
+
+class LlamaContext:
+    """One unified cache for all branches. Rows are decoded together; prefixes are prefilled without outputs.
+
+    With hidden states on, llama.cpp makes every token of a batch an output, vocabulary projection included. They are
+    therefore switched off for prefill, and the last token of a prefix is always a row.
+    """
+
+    def __init__(self, model: LlamaModel, settings: Settings, features: bool) -> None:
+        self.model, self.features, self.lib = model, features, model.lib
+        params = self.lib.llama_context_default_params()
+        params.n_ctx = settings.n_ctx
+        params.n_batch = params.n_ubatch = min(max(settings.n_ubatch, settings.slots), settings.n_ctx)
+        params.n_seq_max = min(MAX_SEQUENCES, self.lib.llama_max_parallel_sequences())
+        params.n_threads = params.n_threads_batch = settings.n_threads or default_threads()
+        params.kv_unified = True
+        params.swa_full = True  # forks and refills need what a sliding window would have thrown away
+        params.embeddings = features
+        params.pooling_type = self.lib.LLAMA_POOLING_TYPE_NONE
+        if settings.flash_attn is not None:
+            params.flash_attn_type = int(settings.flash_attn)
+        last_errors()
+        self.handle: Any = self.lib.llama_init_from_model(model.handle, params)
+        if not self.handle:
+            raise ModelError(
+                f"llama.cpp made no context of n_ctx={settings.n_ctx} for {model.path.name}: "
+                f"{last_errors() or 'out of memory?'}; a smaller n_ctx or slots needs less"
+            )
+        self.n_batch: int = self.lib.llama_n_batch(self.handle)
+        self.n_threads: int = params.n_threads
+        n_cells = self.lib.llama_n_ctx(self.handle)
+        memory = self.lib.llama_get_memory(self.handle)
+        self.kv = KvCache(self.lib, memory, n_cells, params.n_seq_max)
+        self._batch = self.lib.llama_batch_init(self.n_batch, 0, 1)
+        self._embeddings = features
+
+    def prefill(self, sequence: KvSequence, tokens: Sequence[int]) -> None:
+        """Compute `tokens` at the end of `sequence`, outputs discarded.
+
+        Raises:
+            CacheFullError: not enough cells; what fitted stays in the sequence.
+        """
+        self._set_embeddings(False)
+        for start in range(0, len(tokens), self.n_batch):
+            chunk = tokens[start : start + self.n_batch]
+            self._decode([(sequence, token, False) for token in chunk])
+
+    def rows(self, rows: Sequence[Row], features: bool) -> tuple[FloatArray, FloatArray | None]:
+        """Compute one token for each row, together.
+
+        Returns:
+            logits [n, vocabulary] and post-norm hidden states [n, n_embd] (None unless `features`). Both are views
+            into llama.cpp's buffers and hold until the next call.
+
+        Raises:
+            CacheFullError: not enough cells; nothing was computed.
+        """
+        self._set_embeddings(features)
+        self._decode([(row.sequence, row.token, True) for row in rows])
+        logits = self._output(self.lib.llama_get_logits(self.handle), len(rows), self.model.n_vocab)
+        if not features:
+            return logits, None
+        return logits, self._output(self.lib.llama_get_embeddings(self.handle), len(rows), self.model.n_embd)
+
+    def _output(self, pointer: Any, n_rows: int, width: int) -> FloatArray:
+        return np.ctypeslib.as_array(pointer, shape=(n_rows * width,)).reshape(n_rows, width)
+
+    def _set_embeddings(self, on: bool) -> None:
+        if on != self._embeddings:
+            self.lib.llama_set_embeddings(self.handle, on)
+            self._embeddings = on
+
+    def _decode(self, items: Sequence[tuple[KvSequence, int, bool]]) -> None:
+        if len(items) > self.kv.free:
+            raise CacheFullError(f"{len(items)} cells wanted, {self.kv.free} free")
+        batch = self._batch
+        for i, (sequence, token, output) in enumerate(items):
+            batch.token[i] = token
+            batch.pos[i] = len(sequence)
+            batch.n_seq_id[i] = 1
+            batch.seq_id[i][0] = sequence.id
+            batch.logits[i] = output
+            self.kv.append(sequence, (token,))
+        batch.n_tokens = len(items)
+        status = self.lib.llama_decode(self.handle, batch)
+        if status == 0:
+            return
+        for sequence in {id(item[0]): item[0] for item in items}.values():
+            self.kv.take_back(sequence, sum(1 for item in items if item[0] is sequence))
+        if status == 1:
+            raise CacheFullError("llama.cpp found no slot for the batch")
+        raise ModelError(f"llama_decode failed with status {status}: {last_errors() or 'no reason given'}")
+
+    def close(self) -> None:
+        """Free the context."""
+        if self.handle:
+            self.lib.llama_batch_free(self._batch)
+            self.lib.llama_free(self.handle)
+            self.handle = None

@@ -1,0 +1,452 @@
+"""Batched, forked decoding: one context, many branches, no barrier between them.
+
+Every `poll` starts queued branches in free slots and computes one token for each running branch in a single
+`llama_decode`. A branch starts from a `Point`, whose sequence is copied (in a unified cache: shared) and whose saved
+logits give the first token, so a fork costs no computation. When a step ends, its last token is computed once more
+to obtain its hidden state and the logits from which any number of branches will start.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from array import array
+from collections import deque
+
+from arts_llama_cpp.context import LlamaContext, Row
+from arts_llama_cpp.kv import CacheFullError, KvSequence
+from arts_llama_cpp.room import make_room
+from arts_llama_cpp.states import LlamaState, Point, Question, Run
+from arts_plugin.backend import EngineStats, FloatArray, Generation, OpenCost, Prompt, StepResult
+from arts_plugin.errors import ArtsError, PromptTooLongError
+from arts_plugin.randomness import branch_key, mix, uniform
+from arts_plugin.sampling import log_normaliser, pick
+from arts_plugin.steps import Delimiter, StepEnd, StepScanner
+from arts_plugin.tree import StopReason
+
+RECENT_PROMPTS = 4
+"""Prompts whose cells outlive their question, so that the next one finds their shared beginning."""
+
+
+class LlamaEngine:
+    """The engine half of the backend; see `arts_plugin.backend.Backend` for the contract of each method."""
+
+    def __init__(self, context: LlamaContext, slots: int) -> None:
+        self.context, self.kv, self.model, self.slots = context, context.kv, context.model, slots
+        self.stats = EngineStats(slots=slots)
+        self.n_ctx = min(self.kv.n_cells, self.model.n_ctx_train)
+        self.queue: deque[LlamaState] = deque()
+        self.running: list[LlamaState] = []
+        self.points: list[Point] = []  # those that hold a sequence, oldest first
+        self.recent: deque[KvSequence] = deque()
+        self.priming: list[Point] = []
+
+    # States.
+    def open(self, prompt: Prompt, generation: Generation, problem: int) -> LlamaState:
+        """State 0; nothing is computed before a fork of it runs."""
+        n_prompt = len(prompt.token_ids)
+        if n_prompt == 0:
+            raise PromptTooLongError("the prompt is empty: it has no token to begin from")
+        if n_prompt >= self.n_ctx:
+            raise PromptTooLongError(
+                f"the prompt has {n_prompt} tokens and the context {self.n_ctx} (n_ctx={self.kv.n_cells}, trained for "
+                f"{self.model.n_ctx_train}): no room for an answer; raise n_ctx or shorten the prompt"
+            )
+        delimiter = Delimiter(generation.delimiter)
+        limit = min(self.n_ctx, n_prompt + generation.max_gen_toks)
+        question = Question(generation, delimiter, n_prompt, limit)
+        point = Point(question, array("i", prompt.token_ids), StepScanner(delimiter, generation.stops))
+        return LlamaState(point, branch_key(generation.sampling.seed, problem))
+
+    def open_cost(self, state: LlamaState) -> OpenCost:
+        """What computing the prompt has cost so far."""
+        question = _point(state).question
+        return OpenCost(question.prefilled, question.shared)
+
+    def fork(self, state: LlamaState, index: int) -> LlamaState:
+        """A branch that starts where `state` stands."""
+        point = _point(state)
+        point.users += 1
+        return LlamaState(point, mix(state.key, index))
+
+    def drop(self, state: LlamaState) -> None:
+        """Forget an idle state. Terminal states hold nothing, and may be dropped as well."""
+        if state.run:
+            raise ArtsError("a submitted state cannot be dropped; cancel it")
+        if state.point:
+            self._leave(state.point)
+
+    def submit(self, state: LlamaState, max_tokens: int, allowance: int | None = None) -> None:
+        """Queue one step."""
+        point = _point(state)
+        if state.run:
+            raise ArtsError("the state was submitted before and is not finished")
+        if max_tokens < 1:
+            raise ArtsError(f"max_tokens is {max_tokens}; a step has at least one token")
+        point.waiting += 1
+        state.run = Run(max_tokens, allowance)
+        self.queue.append(state)
+
+    def cancel(self, state: LlamaState) -> tuple[int, int]:
+        """Take a submitted state out."""
+        run = state.run
+        if run is None:
+            raise ArtsError("only a submitted state can be cancelled")
+        if state in self.queue:
+            self.queue.remove(state)
+        if run.started:
+            if state in self.running:
+                self.running.remove(state)
+            if run.sequence is not None:
+                self.kv.drop(run.sequence)
+        elif state.point:
+            state.point.waiting -= 1
+            self._leave(state.point)
+        state.run, state.point = None, None
+        return run.decoded, run.refilled
+
+    def refill_cost(self, state: LlamaState) -> int:
+        """Tokens to compute again before a branch could start at `state`; 0 for a prompt that never was computed."""
+        point = _point(state)
+        if point.ready or not point.question.opened:
+            return 0
+        return len(point.tokens) - self.kv.best_source(point.tokens, len(point.tokens) - 1)[1]
+
+    @property
+    def n_active(self) -> int:
+        """Branches running or queued."""
+        return len(self.running) + len(self.queue)
+
+    # One round.
+    def poll(self) -> list[StepResult]:
+        """Start what can start, compute one token for each running branch, and report the steps that ended."""
+        results: list[StepResult] = []
+        began, prefilled = time.perf_counter(), self.stats.prefill_seconds
+        self._start_queued(results)
+        if self.running or self.priming:
+            self._advance(results)
+        self.stats.cells = self.kv.used
+        self.stats.peak_cells = max(self.stats.peak_cells, self.kv.used)
+        prefill = self.stats.prefill_seconds - prefilled
+        self.stats.decode_seconds += time.perf_counter() - began - prefill
+        return results
+
+    def _start_queued(self, results: list[StepResult]) -> None:
+        for state in list(self.queue):
+            if len(self.running) >= self.slots:
+                return
+            if not self._start(state, results):
+                if not self.priming and not self.running:
+                    raise ArtsError(f"the KV cache of {self.kv.n_cells} cells cannot hold a single branch")
+                if not _point(state).priming:
+                    return  # out of memory for now: what runs will make room, in order
+
+    def _start(self, state: LlamaState, results: list[StepResult]) -> bool:
+        """Start a queued branch if its point is ready; otherwise have the point computed first."""
+        run, point = _run(state), _point(state)
+        if run.started:
+            return self._resume(state, results)
+        if not point.ready:
+            if not point.priming:
+                self._restore(point, run)
+            return False
+        if not make_room(self, 0, need_id=True, keep=point):
+            return False
+        self.queue.remove(state)
+        point.waiting -= 1
+        run.sequence = self._sequence_from(point)
+        run.started, run.tokens = True, point.tokens[:]
+        run.scanner, run.hidden = point.scanner.fork(), list(point.tail)
+        logits = point.logits
+        self._leave(point)
+        self.running.append(state)
+        if logits is not None:
+            self._sample(state, logits, float(log_normaliser(logits[None])[0]), results)
+        return True
+
+    def _sequence_from(self, point: Point) -> KvSequence | None:
+        """A sequence to go on in: a copy, or the point's own if nobody else will use it."""
+        if point.users > 1 or point.generated == 0:  # a prompt's may yet serve the next question
+            return self.kv.new(point.sequence)
+        sequence, point.sequence = point.sequence, None
+        self.points.remove(point)
+        return sequence
+
+    def _restore(self, point: Point, run: Run | None) -> bool:
+        """Compute a point's tokens but the last, and have the last computed in the next round's batch."""
+        question = point.question
+        # The shared part is copied before room is made, so that its cells cannot be among those given up.
+        made = self._begin_sequence(point.tokens, len(point.tokens) - 1, keep=point)
+        if made is None:
+            return False
+        sequence, shared = made
+        missing = len(point.tokens) - shared
+        point.sequence, point.priming = sequence, True
+        self.points.append(point)
+        self.priming.append(point)
+        if question.opened:
+            self.stats.refills += 1
+            self.stats.refilled_tokens += missing
+            if run:
+                run.refilled += missing
+        else:
+            question.opened = True
+            question.prefilled, question.shared = missing, shared
+            self.stats.prefilled_tokens += missing
+            self.stats.shared_tokens += shared
+        return True
+
+    def _begin_sequence(self, tokens: array[int], end: int, keep: Point | None = None) -> tuple[KvSequence, int] | None:
+        """A sequence with the first `end` of `tokens`, and how many of them were found; None if there is no room."""
+        if not make_room(self, 0, need_id=True, keep=keep):
+            return None
+        source, shared = self.kv.best_source(tokens, end)
+        sequence = self.kv.new(source, shared)
+        # The cell of the row that follows, and one for each branch that runs now, are wanted as well.
+        if not make_room(self, end - shared + 1 + len(self.running), keep=keep):
+            self.kv.drop(sequence)
+            return None
+        began = time.perf_counter()
+        try:
+            self.context.prefill(sequence, tokens[shared:end])
+        except CacheFullError:
+            self.kv.drop(sequence)
+            return None
+        finally:
+            self.stats.prefill_seconds += time.perf_counter() - began
+        return sequence, shared
+
+    def _resume(self, state: LlamaState, results: list[StepResult]) -> bool:
+        """Refill a branch that was paused; its pending token is computed with the next batch."""
+        run = _run(state)
+        missing = len(run.tokens) - 1 - self.kv.best_source(run.tokens, len(run.tokens) - 1)[1]
+        if run.left() < missing:
+            self.queue.remove(state)
+            self._finish_short(state, results)
+            return True
+        made = self._begin_sequence(run.tokens, len(run.tokens) - 1)
+        if made is None:
+            return False
+        run.sequence = made[0]
+        missing = len(run.tokens) - 1 - made[1]
+        run.refilled += missing
+        self.stats.refills += 1
+        self.stats.refilled_tokens += missing
+        self.queue.remove(state)
+        self.running.append(state)
+        return True
+
+    def pause(self, state: LlamaState) -> None:
+        """Give up a running branch's cells; it goes on later from its tokens, first in the queue."""
+        run = _run(state)
+        self.running.remove(state)
+        if run.sequence is not None:
+            self.kv.drop(run.sequence)
+            run.sequence = None
+        self.queue.appendleft(state)
+        self.stats.pauses += 1
+
+    def evict(self, point: Point) -> None:
+        """Give up a point's cells and logits; they are computed again if it is taken up."""
+        if point.sequence is not None:
+            self.kv.drop(point.sequence)
+        point.sequence, point.logits = None, None
+        self.points.remove(point)
+        self.stats.evictions += 1
+
+    def _advance(self, results: list[StepResult]) -> None:
+        while True:
+            primed, branches = list(self.priming), list(self.running)
+            rows = [Row(_held(p.sequence), p.tokens[-1]) for p in primed]
+            rows += [Row(_held(_run(s).sequence), _run(s).pending) for s in branches]
+            make_room(self, len(rows), pause=True)
+            if primed == self.priming and branches == self.running:
+                break
+        logits, hidden = self.context.rows(rows, self.context.features)
+        self.stats.decodes += 1
+        self.stats.occupied += len(branches)
+        log_z = log_normaliser(logits)
+        for i, point in enumerate(primed):
+            point.logits, point.priming = logits[i].copy(), False
+            if hidden is not None:
+                point.tail = [hidden[i].copy()] if not point.tail else point.tail
+        self.priming.clear()
+        for i, state in enumerate(branches, len(primed)):
+            run = _run(state)
+            if hidden is not None:
+                run.hidden.append(hidden[i].copy())
+            if run.closing:
+                self._close(state, logits[i], results)
+            else:
+                self._sample(state, logits[i], float(log_z[i]), results)
+
+    def _sample(self, state: LlamaState, row: FloatArray, log_z: float, results: list[StepResult]) -> None:
+        """Draw the next token of a running branch and see whether it ends the step."""
+        run, question = _run(state), _point(state).question
+        generated = len(run.tokens) - question.n_prompt
+        if not math.isfinite(log_z):
+            self._finish(state, "error", True, results, error=f"the model gave invalid logits at token {generated}")
+            return
+        sampling = question.generation.sampling
+        token = pick(row, sampling, log_z, uniform(state.key, generated))
+        run.decoded += 1
+        self.stats.decoded_tokens += 1
+        if token in self.model.eog:
+            self._finish(state, "eos", True, results)
+            return
+        run.pending = token
+        run.tokens.append(token)
+        run.step.append(token)
+        run.logprobs.append(float(row[token]) - log_z)
+        end = _scanner(run).push(self.model.piece(token))
+        if end and end.reason == "stop":
+            self._finish(state, "stop", True, results, end=end)
+        elif len(run.tokens) >= question.limit:
+            run.closing = ("length", True)
+        elif end:
+            run.closing = ("delimiter", False)
+        elif len(run.step) >= run.max_tokens or run.left() < 1:
+            run.closing = ("length", False)
+
+    def _close(self, state: LlamaState, row: FloatArray, results: list[StepResult]) -> None:
+        """The last token of a step has been computed: the state stands at its end."""
+        run = _run(state)
+        stop, terminal = run.closing or ("length", False)
+        if terminal:
+            self._finish(state, "length", True, results)
+            return
+        before = _point(state)
+        scanner = _scanner(run)
+        text = scanner.text
+        scanner.begin_step()
+        point = Point(
+            before.question, run.tokens, scanner, run.sequence, row.copy(), run.hidden[-scanner.tail_tokens - 1 :]
+        )
+        self.points.append(point)
+        run.sequence = None
+        reason: StopReason = "delimiter" if stop == "delimiter" else "length"
+        self._report(state, results, text, run.step, run.logprobs, reason, point)
+
+    def _finish_short(self, state: LlamaState, results: list[StepResult]) -> None:
+        """A paused branch whose token budget does not allow for its refill ends where it was computed last."""
+        run = _run(state)
+        kept, before = run.step[:-1], _point(state)
+        scanner = before.scanner.fork()
+        for token in kept:
+            scanner.push(self.model.piece(token))
+        text = scanner.text
+        scanner.begin_step()
+        point = Point(before.question, run.tokens[:-1], scanner, tail=run.hidden[-scanner.tail_tokens - 1 :])
+        self._report(state, results, text, kept, run.logprobs[:-1], "length", point)
+
+    def _finish(
+        self,
+        state: LlamaState,
+        stop: StopReason,
+        terminal: bool,
+        results: list[StepResult],
+        end: StepEnd | None = None,
+        error: str | None = None,
+    ) -> None:
+        """A trace has ended: nothing of it stays in the cache."""
+        run = _run(state)
+        scanner = _scanner(run)
+        keep, hidden = len(run.step), run.hidden
+        if end:
+            keep = end.keep_tokens
+            # hidden[base - 1] belongs to the last token before this step; a stop string may reach back beyond it.
+            base = len(run.hidden) - (len(run.step) - 1)
+            hidden = run.hidden[: max(1, base + keep - end.cut_tokens)]
+            scanner.cut(end)
+        text = scanner.flush()
+        if run.sequence is not None:
+            self.kv.drop(run.sequence)
+        self._report(state, results, text, run.step[:keep], run.logprobs[:keep], stop, None, hidden, end, error)
+
+    def _report(
+        self,
+        state: LlamaState,
+        results: list[StepResult],
+        text: str,
+        step: list[int],
+        logprobs: list[float],
+        stop: StopReason,
+        point: Point | None,
+        hidden: list[FloatArray] | None = None,
+        end: StepEnd | None = None,
+        error: str | None = None,
+    ) -> None:
+        run = _run(state)
+        if state in self.running:
+            self.running.remove(state)
+        last = (hidden if hidden is not None else point.tail if point else [])[-1:]
+        state.run, state.point = None, point
+        results.append(
+            StepResult(
+                state=state,
+                text=text,
+                token_ids=tuple(step),
+                logprob=math.fsum(logprobs),
+                stop=stop,
+                terminal=point is None,
+                feature=last[0] if last else None,
+                decoded=run.decoded,
+                refilled=run.refilled,
+                cut_chars=end.cut_chars if end else 0,
+                cut_tokens=end.cut_tokens if end else 0,
+                error=error,
+            )
+        )
+
+    # Ends of lives.
+    def _leave(self, point: Point) -> None:
+        """One user fewer; the last one gives its memory back."""
+        point.users -= 1
+        if point.users:
+            return
+        sequence, point.sequence, point.logits = point.sequence, None, None
+        if sequence is None:
+            return
+        self.points.remove(point)
+        if point.priming:
+            self.priming.remove(point)
+            point.priming = False
+        if point.generated == 0:
+            self.keep_recent(sequence)
+        else:
+            self.kv.drop(sequence)
+
+    def begin_sequence(self, tokens: array[int]) -> KvSequence | None:
+        """A sequence with all of `tokens` but the last, for whoever computes that one; None if there is no room."""
+        made = self._begin_sequence(tokens, len(tokens) - 1)
+        return made[0] if made else None
+
+    def keep_recent(self, sequence: KvSequence) -> None:
+        """Keep a sequence that nobody uses until others push it out or its cells are wanted."""
+        self.recent.append(sequence)
+        if len(self.recent) > RECENT_PROMPTS:
+            self.kv.drop(self.recent.popleft())
+
+
+def _point(state: LlamaState) -> Point:
+    if state.point is None:
+        raise ArtsError("the state has ended, or was dropped or cancelled")
+    return state.point
+
+
+def _run(state: LlamaState) -> Run:
+    if state.run is None:
+        raise ArtsError("the state is not submitted")
+    return state.run
+
+
+def _held(sequence: KvSequence | None) -> KvSequence:
+    if sequence is None:
+        raise ArtsError("a running branch has lost its sequence")
+    return sequence
+
+
+def _scanner(run: Run) -> StepScanner:
+    if run.scanner is None:
+        raise ArtsError("the branch has not started")
+    return run.scanner

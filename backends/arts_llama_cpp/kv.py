@@ -1,0 +1,135 @@
+"""The KV cache: which sequence holds which tokens in which cells.
+
+llama.cpp tells nobody how many cells are in use, so the books are kept here, cell by cell: in a unified cache a copied
+sequence shares the cells of its source, and a cell is free again when no sequence refers to it.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+class CacheFullError(Exception):
+    """No cell or no sequence id is free. Caught by the engine, which makes room."""
+
+
+class KvSequence:
+    """A sequence of llama.cpp: its id, the tokens that were computed into it, and the cells that hold them."""
+
+    __slots__ = ("cells", "id", "tokens")
+
+    def __init__(self, id: int, tokens: array[int], cells: array[int]) -> None:
+        self.id, self.tokens, self.cells = id, tokens, cells
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+class KvCache:
+    """Books over one llama.cpp context with a unified cache.
+
+    Args:
+        lib: the llama_cpp module (or a stand-in with its `llama_memory_*` functions).
+        memory: handle of the context's memory.
+        n_cells, n_sequences: its capacity.
+    """
+
+    def __init__(self, lib: Any, memory: Any, n_cells: int, n_sequences: int) -> None:
+        self._lib, self._memory = lib, memory
+        self.n_cells = n_cells
+        self._references = np.zeros(n_cells, dtype=np.int32)
+        self._free_cells = array("i", range(n_cells - 1, -1, -1))
+        self._free_ids = list(range(n_sequences - 1, -1, -1))
+        self.sequences: dict[int, KvSequence] = {}
+
+    @property
+    def free(self) -> int:
+        """Cells that are not in use."""
+        return len(self._free_cells)
+
+    @property
+    def used(self) -> int:
+        """Cells in use: each distinct token of the trees, once."""
+        return self.n_cells - len(self._free_cells)
+
+    @property
+    def has_free_id(self) -> bool:
+        """Whether another sequence can be made."""
+        return bool(self._free_ids)
+
+    def new(self, source: KvSequence | None = None, length: int | None = None) -> KvSequence:
+        """An empty sequence, or one that shares the first `length` tokens of `source` (default: all).
+
+        Raises:
+            CacheFullError: no sequence id is free.
+        """
+        if not self._free_ids:
+            raise CacheFullError("no sequence id is free")
+        made = KvSequence(self._free_ids.pop(), array("i"), array("i"))
+        self.sequences[made.id] = made
+        if source is not None and (length is None or length > 0):
+            end = len(source) if length is None else length
+            made.tokens, made.cells = source.tokens[:end], source.cells[:end]
+            self._references[_view(made.cells)] += 1
+            self._lib.llama_memory_seq_cp(self._memory, source.id, made.id, 0, end)
+        return made
+
+    def append(self, sequence: KvSequence, tokens: Sequence[int]) -> None:
+        """Book cells for tokens that are about to be computed at the end of `sequence`.
+
+        Raises:
+            CacheFullError: fewer cells are free than tokens given; nothing was booked.
+        """
+        if len(tokens) > len(self._free_cells):
+            raise CacheFullError(f"{len(tokens)} cells wanted, {len(self._free_cells)} free")
+        for token in tokens:
+            cell = self._free_cells.pop()
+            self._references[cell] = 1
+            sequence.tokens.append(token)
+            sequence.cells.append(cell)
+
+    def take_back(self, sequence: KvSequence, count: int) -> None:
+        """Undo `append` for tokens that were not computed after all."""
+        if count:
+            end = len(sequence) - count
+            self._release(sequence.cells[end:])
+            sequence.tokens, sequence.cells = sequence.tokens[:end], sequence.cells[:end]
+            self._lib.llama_memory_seq_rm(self._memory, sequence.id, end, -1)
+
+    def drop(self, sequence: KvSequence) -> None:
+        """Forget a sequence; its cells become free unless others share them."""
+        del self.sequences[sequence.id]
+        self._release(sequence.cells)
+        self._lib.llama_memory_seq_rm(self._memory, sequence.id, -1, -1)
+        self._free_ids.append(sequence.id)
+
+    def _release(self, cells: array[int]) -> None:
+        held = _view(cells)
+        self._references[held] -= 1
+        self._free_cells.extend(held[self._references[held] == 0].tolist())
+
+    def best_source(self, tokens: array[int], limit: int) -> tuple[KvSequence | None, int]:
+        """The sequence that shares the longest prefix with `tokens`, and how long it is, at most `limit`."""
+        wanted = _view(tokens)[:limit]
+        best, length = None, 0
+        for sequence in self.sequences.values():
+            shared = _common_prefix(_view(sequence.tokens), wanted)
+            if shared > length:
+                best, length = sequence, shared
+        return best, length
+
+
+def _view(values: array[int]) -> npt.NDArray[np.int32]:
+    return np.frombuffer(values, dtype=np.int32) if len(values) else np.empty(0, dtype=np.int32)
+
+
+def _common_prefix(left: npt.NDArray[np.int32], right: npt.NDArray[np.int32]) -> int:
+    size = min(len(left), len(right))
+    differ = left[:size] != right[:size]
+    first = int(differ.argmax()) if size else 0
+    return first if size and differ[first] else size

@@ -1,0 +1,116 @@
+"""Log-likelihood of continuations: each distinct context is computed once, and what contexts share is shared."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from arts_llama_cpp.context import Row
+from arts_llama_cpp.engine import LlamaEngine
+from arts_llama_cpp.kv import KvSequence
+from arts_llama_cpp.room import make_room
+from arts_plugin.backend import FloatArray
+from arts_plugin.errors import ArtsError, PromptTooLongError
+from arts_plugin.sampling import log_normaliser
+
+MAX_ROWS = 128
+"""Logits rows in one batch: each is as wide as the vocabulary, so a whole prompt of them would fill the memory."""
+
+Pair = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+@dataclass(slots=True)
+class _Score:
+    index: int
+    continuation: tuple[int, ...]
+    total: float = 0.0
+    greedy: bool = True
+    done: int = 0
+
+    def add(self, row: FloatArray, log_z: float) -> None:
+        token = self.continuation[self.done]
+        self.total += float(row[token]) - log_z
+        self.greedy = self.greedy and int(row.argmax()) == token
+        self.done += 1
+
+
+def loglikelihood(
+    engine: LlamaEngine, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
+) -> list[tuple[float, bool]]:
+    """(sum of log-probabilities in nats, is it the greedy continuation) of each (context, continuation).
+
+    A context that is too long for its continuation loses tokens on the left, as lm-eval's own models do it.
+
+    Raises:
+        PromptTooLongError: a context is empty, or a continuation alone does not fit.
+        ArtsError: branches are running.
+    """
+    if engine.n_active:
+        raise ArtsError(f"{engine.n_active} branches are running; log-likelihoods need an idle engine")
+    fitted = [_fit(tuple(context), tuple(continuation), engine.n_ctx) for context, continuation in pairs]
+    results: list[tuple[float, bool]] = [(0.0, True)] * len(fitted)
+    order = sorted(range(len(fitted)), key=lambda i: fitted[i])
+    for context, group in groupby(order, key=lambda i: fitted[i][0]):
+        scores = [_Score(i, fitted[i][1]) for i in group]
+        _score_context(engine, array("i", context), [score for score in scores if score.continuation])
+        for score in scores:
+            results[score.index] = (score.total, score.greedy)
+    return results
+
+
+def _fit(context: tuple[int, ...], continuation: tuple[int, ...], n_ctx: int) -> Pair:
+    if not context:
+        raise PromptTooLongError("a log-likelihood needs a context of at least one token (BOS, for example)")
+    room = n_ctx + 1 - len(continuation)  # the last token is never computed
+    if room < 1:
+        raise PromptTooLongError(f"a continuation of {len(continuation)} tokens does not fit the context of {n_ctx}")
+    return context[-room:], continuation
+
+
+def _score_context(engine: LlamaEngine, context: array[int], scores: list[_Score]) -> None:
+    if not scores:
+        return
+    base = engine.begin_sequence(context)
+    if base is None or not make_room(engine, 1):
+        raise ArtsError(f"the KV cache of {engine.kv.n_cells} cells cannot hold a context of {len(context)} tokens")
+    logits, _ = engine.context.rows([Row(base, context[-1])], features=False)
+    log_z = float(log_normaliser(logits)[0])
+    for score in scores:
+        score.add(logits[0], log_z)
+    _score_rest(engine, base, [score for score in scores if len(score.continuation) > 1])
+    engine.keep_recent(base)
+
+
+def _score_rest(engine: LlamaEngine, base: KvSequence, scores: list[_Score]) -> None:
+    """Compute the continuations in batches of as many rows as may be, each in a fork of `base`."""
+    for batch in _batches([(score, token) for score in scores for token in score.continuation[:-1]]):
+        sequences: dict[int, KvSequence] = {}
+        for score, _ in batch:
+            if score.index not in sequences:
+                sequences[score.index] = _sequence_for(engine, base, score)
+        make_room(engine, len(batch))
+        logits, _ = engine.context.rows([Row(sequences[s.index], token) for s, token in batch], features=False)
+        log_z = log_normaliser(logits)
+        for i, (score, _) in enumerate(batch):
+            score.add(logits[i], float(log_z[i]))
+        for sequence in sequences.values():
+            engine.keep_recent(sequence)
+
+
+def _sequence_for(engine: LlamaEngine, base: KvSequence, score: _Score) -> KvSequence:
+    """A fork of `base`, or of what an earlier batch computed of this continuation."""
+    make_room(engine, 0, need_id=True)
+    if score.done == 1:
+        return engine.kv.new(base)
+    done = base.tokens + array("i", score.continuation[: score.done - 1])
+    source, length = engine.kv.best_source(done, len(done))
+    if length < len(done):
+        raise ArtsError("the beginning of a continuation was given up while it was scored")
+    return engine.kv.new(source, length)
+
+
+def _batches(rows: list[tuple[_Score, int]]) -> Iterator[list[tuple[_Score, int]]]:
+    for start in range(0, len(rows), MAX_ROWS):
+        yield rows[start : start + MAX_ROWS]

@@ -1,0 +1,199 @@
+"""A loaded GGUF model: its vocabulary, its tokeniser and its chat template."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from arts_llama_cpp import gguf_file
+from arts_llama_cpp.bindings import last_errors, llama
+from arts_plugin.backend import Message, ModelInfo, Prompt
+from arts_plugin.errors import ModelError, PromptTooLongError
+from arts_plugin.settings import Settings
+
+_CONTROL = 1 << 3  # LLAMA_TOKEN_ATTR_CONTROL
+_USER_DEFINED = 1 << 4
+
+
+class LlamaModel:
+    """Weights and vocabulary. Free with `close`.
+
+    Raises:
+        ModelError: the file is missing, damaged, not a GGUF, or of an architecture that cannot be forked.
+    """
+
+    def __init__(self, path: Path, settings: Settings) -> None:
+        gguf_file.check(path)
+        self.path = path
+        self.lib = llama()
+        params = self.lib.llama_model_default_params()
+        params.n_gpu_layers = settings.n_gpu_layers
+        params.main_gpu = settings.main_gpu
+        if settings.split_mode is not None:
+            params.split_mode = settings.split_mode
+        if settings.tensor_split is not None:
+            self._split = self._tensor_split(settings.tensor_split)
+            params.tensor_split = self._split
+        last_errors()
+        self.handle: Any = self.lib.llama_model_load_from_file(str(path).encode(), params)
+        if not self.handle:
+            raise ModelError(f"llama.cpp cannot load {path}: {last_errors() or 'no reason given'}")
+        self._refuse_what_cannot_fork()
+        self.vocab = self.lib.llama_model_get_vocab(self.handle)
+        self.n_vocab: int = self.lib.llama_vocab_n_tokens(self.vocab)
+        self.n_embd: int = self.lib.llama_model_n_embd(self.handle)
+        self.n_ctx_train: int = self.lib.llama_model_n_ctx_train(self.handle)
+        self.eog = frozenset(t for t in range(self.n_vocab) if self.lib.llama_vocab_is_eog(self.vocab, t))
+        self.bos: int = self.lib.llama_vocab_bos(self.vocab)
+        self.adds_bos: bool = self.lib.llama_vocab_get_add_bos(self.vocab) and self.bos >= 0
+        template = self.lib.llama_model_chat_template(self.handle, None)
+        self.chat_template: str | None = template.decode("utf-8", "replace") if template else None
+        self._pieces: dict[int, bytes] = {}
+        self._buffer = ctypes.create_string_buffer(256)
+        self._special: re.Pattern[str] | None = None
+
+    def _tensor_split(self, text: str) -> Any:
+        try:
+            shares = [float(share) for share in re.split(r"[;/ ]+", text.strip())]
+        except ValueError as error:
+            raise ModelError(f"tensor_split is {text!r}; it takes numbers separated by `;`, like 3;1") from error
+        size = self.lib.llama_max_devices()
+        if len(shares) > size:
+            raise ModelError(f"tensor_split names {len(shares)} devices; this build of llama.cpp knows {size}")
+        return (ctypes.c_float * size)(*shares)
+
+    def _refuse_what_cannot_fork(self) -> None:
+        kinds = {
+            "recurrent": self.lib.llama_model_is_recurrent,
+            "hybrid (attention and recurrence)": self.lib.llama_model_is_hybrid,
+            "a diffusion model": self.lib.llama_model_is_diffusion,
+            "an encoder": self.lib.llama_model_has_encoder,
+        }
+        for kind, test in kinds.items():
+            if test(self.handle):
+                self.close()
+                raise ModelError(
+                    f"{self.path.name} is {kind}: its memory cannot be shared or cut in the middle of a sequence, which a "
+                    "tree of branches needs; use a decoder-only attention model"
+                )
+
+    def info(self, n_ctx: int) -> ModelInfo:
+        """What is told about the model."""
+        text = ctypes.create_string_buffer(256)
+        self.lib.llama_model_desc(self.handle, text, 256)
+        return ModelInfo(
+            name=self.path.stem,
+            n_ctx=n_ctx,
+            n_vocab=self.n_vocab,
+            n_embd=self.n_embd,
+            eos=self.lib.llama_vocab_eos(self.vocab),
+            n_params=self.lib.llama_model_n_params(self.handle),
+            chat_template=self.chat_template,
+            details={
+                "file": self.path.name,
+                "description": text.value.decode("utf-8", "replace"),
+                "bytes": self.lib.llama_model_size(self.handle),
+                "n_ctx_train": self.n_ctx_train,
+            },
+        )
+
+    # Tokens.
+    def tokenize(self, text: str, special: bool = False) -> list[int]:
+        """Tokens of `text`, without BOS. `special`: whether `<|im_end|>` and its like become control tokens."""
+        # A lone surrogate is no text; as "?" it costs its own question nothing worse.
+        data = text.encode("utf-8", "replace")
+        size = len(data) + 16
+        buffer = (self.lib.llama_token * size)()
+        count = self.lib.llama_tokenize(self.vocab, data, len(data), buffer, size, False, special)
+        if count < 0:
+            buffer = (self.lib.llama_token * -count)()
+            count = self.lib.llama_tokenize(self.vocab, data, len(data), buffer, -count, False, special)
+        if count < 0:
+            raise PromptTooLongError(f"llama.cpp could not tokenise a text of {len(data)} bytes")
+        return list(buffer[:count])
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token stands for; a control token stands for none."""
+        known = self._pieces.get(token)
+        if known is None:
+            known = self._pieces[token] = self._piece(token)
+        return known
+
+    def _piece(self, token: int) -> bytes:
+        size = self.lib.llama_token_to_piece(self.vocab, token, self._buffer, len(self._buffer), 0, False)
+        if size < 0:
+            self._buffer = ctypes.create_string_buffer(-size)
+            size = self.lib.llama_token_to_piece(self.vocab, token, self._buffer, -size, 0, False)
+        return bytes(self._buffer.raw[:size])
+
+    def encode(self, text: str) -> Prompt:
+        """A plain prompt: user text, so no special tokens; BOS if the model wants one."""
+        tokens = self.tokenize(text)
+        return Prompt(text, tuple([self.bos, *tokens] if self.adds_bos else tokens))
+
+    # Chat.
+    def encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> Prompt:
+        """A chat in the model's template. What looks like a special token inside a message stays ordinary text.
+
+        Raises:
+            ModelError: the model has no chat template, or its template fails.
+        """
+        hidden: list[str] = []
+
+        def hide(match: re.Match[str]) -> str:
+            hidden.append(match.group())
+            return f"\ue000{len(hidden) - 1}\ue001"
+
+        pattern = self._special_pattern()
+        safe = [{**m, "content": pattern.sub(hide, m["content"])} for m in messages]
+        rendered = self.render(safe, add_generation_prompt)
+        tokens: list[int] = []
+        for i, part in enumerate(re.split(r"\ue000(\d+)\ue001", rendered)):
+            # Odd parts are the numbers of hidden texts, which are tokenised as a user's.
+            tokens += self.tokenize(hidden[int(part)], special=False) if i % 2 else self.tokenize(part, special=True)
+        if self.adds_bos and tokens[:1] != [self.bos]:
+            tokens.insert(0, self.bos)  # a template that carries its own BOS must not get a second one
+        text = re.sub(r"\ue000(\d+)\ue001", lambda match: hidden[int(match.group(1))], rendered)
+        return Prompt(text, tuple(tokens))
+
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+        """The chat as text, in the model's own Jinja template, run in a sandbox: it came with the model's file."""
+        if not self.chat_template:
+            raise ModelError(
+                f"{self.path.name} has no chat template (a base model?); use chat=plain, or a model that was tuned for chat"
+            )
+        from arts_llama_cpp.chat import render
+
+        try:
+            return render(
+                self.chat_template,
+                messages,
+                bos_token=self._token_text(self.bos),
+                eos_token=self._token_text(self.lib.llama_vocab_eos(self.vocab)),
+                add_generation_prompt=add_generation_prompt,
+            )
+        except Exception as error:
+            raise ModelError(f"the chat template of {self.path.name} failed: {type(error).__name__}: {error}") from error
+
+    def _token_text(self, token: int) -> str:
+        text = self.lib.llama_vocab_get_text(self.vocab, token) if token >= 0 else None
+        return text.decode("utf-8", "replace") if text else ""
+
+    def _special_pattern(self) -> re.Pattern[str]:
+        if self._special is None:
+            attr = self.lib.llama_vocab_get_attr
+            ids = (t for t in range(self.n_vocab) if attr(self.vocab, t) & (_CONTROL | _USER_DEFINED))
+            texts = sorted({self._token_text(t) for t in ids} - {""}, key=len, reverse=True)
+            # Runs of white space are user-defined tokens in some vocabularies; those are anybody's to write.
+            texts = [text for text in texts if text.strip()]
+            self._special = re.compile("|".join(map(re.escape, texts)) or r"(?!)")
+        return self._special
+
+    def close(self) -> None:
+        """Free the weights."""
+        if self.handle:
+            self.lib.llama_model_free(self.handle)
+            self.handle = None

@@ -1,0 +1,19 @@
+"""Fixtures of the unit tests. pytest's importlib mode leaves test folders off the path, and `scripted` is shared."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from arts_plugin import builtin
+from arts_plugin.plugins import Plugins
+
+
+@pytest.fixture(scope="session")
+def plugins() -> Plugins:
+    """The built-in plugins alone, whatever is installed here."""
+    registry = Plugins(load=False)
+    registry.register(builtin, "builtin")
+    return registry
