@@ -54,6 +54,7 @@ class Plugins:
         self.manager = pluggy.PluginManager("arts")
         self.manager.add_hookspecs(hookspecs)
         self._problems: dict[str, tuple[str, str, str]] = {}  # entry point -> (version, origin, problem)
+        self._origins: dict[str, tuple[str, str]] = {}  # entry point -> (distribution, version)
         self._silenced: set[str] = set()
         self._registry: dict[str, dict[str, Registration]] | None = None
         if load:
@@ -69,20 +70,25 @@ class Plugins:
         self.manager.unregister(plugin)
         self._registry = None
 
-    # One broken entry point would stop pluggy's own loop over the group, so each is loaded by itself.
+    # pluggy's own loop over the group stops at a broken entry point and takes any distribution's for a name.
     def _load_entry_points(self) -> None:
         for entry in _entry_points():
+            origin = _distribution(entry)
             if self.manager.has_plugin(entry.name):
+                taken = self._origins.get(entry.name, ("", ""))[0]
+                log.warning("arts plugin %r (%s) was left out: %s has that name", entry.name, origin[0], taken)
                 continue
             try:
-                self.manager.load_setuptools_entrypoints(GROUP, name=entry.name)
-            except Exception as error:
+                self.manager.register(entry.load(), entry.name)
+            except (Exception, SystemExit) as error:  # a script without a main guard may exit when it is imported
                 half = self.manager.get_plugin(entry.name)
                 if half is not None:
                     self.manager.unregister(half)
-                self._report(entry.name, _distribution(entry), error)
+                self._report(entry.name, origin, error)
+            else:
+                self._origins[entry.name] = origin
 
-    def _report(self, name: str, origin: tuple[str, str], error: Exception) -> None:
+    def _report(self, name: str, origin: tuple[str, str], error: BaseException) -> None:
         problem = f"{type(error).__name__}: {error}"
         self._problems[name] = (origin[1], origin[0], problem)
         log.warning("arts plugin %r (%s) is broken and was left out: %s", name, origin[0] or "unknown origin", problem)
@@ -110,7 +116,7 @@ class Plugins:
             try:
                 impl.function(register)
             except Exception as error:
-                self._report(plugin, self._origins().get(plugin, ("", "")), error)
+                self._report(plugin, self._origins.get(plugin, ("", "")), error)
         return found
 
     def make(self, kind: str, name: str, /, *args: Any, **kwargs: Any) -> Any:
@@ -135,24 +141,17 @@ class Plugins:
                 self._silenced.add(impl.plugin_name)
                 log.warning("arts plugin %r failed in %s and is no longer called: %r", impl.plugin_name, event, error)
 
-    def _origins(self) -> dict[str, tuple[str, str]]:
-        pairs = self.manager.list_plugin_distinfo()
-        return {
-            self.manager.get_name(plugin) or "": (dist.metadata["Name"], dist.version) for plugin, dist in pairs
-        }
-
     def infos(self) -> list[PluginInfo]:
         """One entry a plugin, broken ones included."""
         provides: dict[str, list[tuple[str, str]]] = {}
         for kind in KINDS:
             for item in self.registrations(kind).values():
                 provides.setdefault(item.plugin, []).append((kind, item.name))
-        origins = self._origins()
         infos = []
         for name, plugin in self.manager.list_name_plugin():
             if plugin is None:
                 continue
-            origin, version = origins.get(name, ("registered in this process", ""))
+            origin, version = self._origins.get(name, ("registered in this process", ""))
             hooks = tuple(sorted(caller.name for caller in self.manager.get_hookcallers(plugin) or ()))
             infos.append(PluginInfo(name, version, hooks, tuple(provides.get(name, ())), origin, self._problem(name)))
         known = {info.name for info in infos}

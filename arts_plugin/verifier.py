@@ -131,13 +131,17 @@ class ValueHead:
         if missing:
             raise ArtsError(f"{path}: no tensor {', '.join(sorted(missing))}; found {', '.join(sorted(tensors))}")
         parts = {name: np.asarray(tensors[name], dtype=np.float32) for name in ("w1", "b1", "w2", "b2")}
+        if parts["b2"].size != 1:
+            raise ArtsError(f"{path}: b2 has shape {parts['b2'].shape}; the value head has one output")
         return cls(parts["w1"], parts["b1"], parts["w2"].reshape(-1), float(parts["b2"].reshape(())))
 
     def save(self, path: str | Path) -> None:
         """Write `value_head.safetensors`."""
         from safetensors.numpy import save_file
 
-        save_file({"w1": self.w1, "b1": self.b1, "w2": self.w2, "b2": np.array(self.b2, dtype=np.float32)}, path)
+        tensors = {"w1": self.w1, "b1": self.b1, "w2": self.w2, "b2": np.array(self.b2)}
+        # safetensors writes an array's memory as it lies, which for a transposed view is another matrix.
+        save_file({name: np.array(tensor, dtype=np.float32, order="C") for name, tensor in tensors.items()}, path)
 
     def __call__(self, features: FloatArray) -> npt.NDArray[np.float64]:
         """log F of each row of `features` [n, n_embd] -> [n]: one matrix product for all of them.

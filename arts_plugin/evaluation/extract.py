@@ -12,10 +12,10 @@ from decimal import Decimal, InvalidOperation
 from arts_plugin.errors import SettingsError
 from arts_plugin.hookspecs import Extractor
 
-_NUMBER = r"[-+]?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?%?"
+_NUMBER = r"[-+]?\$?\d(?:[\d,]*\d)?(?:\.\d+)?(?:/\d+)?%?"
 _LAST_NUMBER = re.compile(_NUMBER)
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
-_PHRASE = re.compile(r"\banswer\s+is\s*:?\s*([^\n]+)", re.IGNORECASE)
+_PHRASE = re.compile(r"\banswer\s+is\b[\s:]*", re.IGNORECASE)
 MAX_LENGTH = 400
 
 
@@ -46,18 +46,17 @@ def extract_hashes(text: str) -> str | None:
 
 def extract_phrase(text: str) -> str | None:
     """What follows the last "answer is": the number in it if there is one, else the first clause."""
-    found = _PHRASE.findall(text)
-    if not found:
-        return None
-    clause = re.split(r"\.(?:\s|$)", found[-1])[0].strip().strip("*$ ")
+    rests = (text[match.end() :] for match in reversed(list(_PHRASE.finditer(text))))
+    line = next((rest.split("\n", 1)[0] for rest in rests if rest), "")
+    clause = re.split(r"\.(?:\s|$)", line)[0].strip().strip("*$ ")
     number = _LAST_NUMBER.search(clause)
-    return (number.group() if number else clause[:MAX_LENGTH]) or None
+    return (number.group() if number else clause)[:MAX_LENGTH] or None
 
 
 def extract_number(text: str) -> str | None:
     """The last number in the text."""
     found = _LAST_NUMBER.findall(text)
-    return found[-1] if found else None
+    return found[-1][:MAX_LENGTH] if found else None
 
 
 def extract_text(text: str) -> str | None:
@@ -97,6 +96,10 @@ def canonical(answer: str) -> str:
         return re.sub(r"\s+", " ", text).casefold()
     if not value.is_finite():
         return text.casefold()
-    # Decimal keeps exact digits; normalize() would spell 1000 as 1E+3, and a huge exponent must stay short.
-    plain = value.normalize()
+    # By hand: normalize() would round to 28 digits, and raise where the exponent is huge.
+    sign, digits, exponent = value.as_tuple()
+    kept = "".join(map(str, digits)).rstrip("0")
+    if not kept:
+        return "0"
+    plain = Decimal((sign, tuple(map(int, kept)), int(exponent) + len(digits) - len(kept)))
     return f"{plain:f}" if abs(plain.adjusted()) < 40 else str(plain)

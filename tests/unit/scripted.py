@@ -60,7 +60,7 @@ def traces(script: Script, at: str) -> dict[str, float]:
 
 @dataclass(slots=True, eq=False)
 class Point:
-    """Where branches can start: a state of the script, or the middle of a step that was cut (`rest` is still to come)."""
+    """Where branches can start: a state of the script, or amid a step that was cut, whose `rest` is still to come."""
 
     at: str
     prompt: Prompt
@@ -134,13 +134,15 @@ class ScriptedBackend:
         on_poll: Callable[[], None] | None = None,
     ) -> None:
         assert all(math.isclose(sum(step.p for step in steps), 1) for steps in script.values())
-        self.script, self.slots, self.room, self.jitter, self.n_ctx, self.on_poll = script, slots, room, jitter, n_ctx, on_poll
+        self.script, self.slots, self.n_ctx = script, slots, n_ctx
+        self.room, self.jitter, self.on_poll = room, jitter, on_poll
         self.stats = EngineStats(slots=slots)
         self.live: dict[ScriptedState, None] = {}
         self.queue: deque[ScriptedState] = deque()
         self.running: list[ScriptedState] = []
         self.cancelled_tokens: list[int] = []
-        self.most_active = 0
+        self.submitted: list[tuple[int, int | None, int]] = []  # max_tokens, allowance, cost of a refill
+        self.most_active = self.most_live = 0
         self._random = random.Random(order)
         # Numbered by the script, not by who comes first: trees of two engines are compared.
         places = dict.fromkeys((s.text, i) for steps in script.values() for s in steps for i in range(s.length))
@@ -168,6 +170,7 @@ class ScriptedBackend:
     def _new(self, point: Point, key: int) -> ScriptedState:
         state = ScriptedState(point, key)
         self.live[state] = None
+        self.most_live = max(self.most_live, len(self.live))
         return state
 
     def open_cost(self, state: ScriptedState) -> OpenCost:
@@ -187,6 +190,7 @@ class ScriptedBackend:
         assert max_tokens >= 1 and (allowance is None or allowance >= 1)
         state.run = Run(max_tokens, math.inf if allowance is None else allowance)
         self.queue.append(state)
+        self.submitted.append((max_tokens, allowance, self.refill_cost(state)))
         self.most_active = max(self.most_active, self.n_active)
 
     def cancel(self, state: ScriptedState) -> tuple[int, int]:

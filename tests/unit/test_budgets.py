@@ -67,9 +67,7 @@ def spied() -> tuple[Plugins, list[Spied]]:
 
         def make(self, settings: Settings, tree: ReasoningTree) -> Spied:
             s = settings
-            strategy = Spied(
-                tree, Budget.of(s), width=s.width, slots=s.slots, beta=s.beta, seed=s.seed, draw=s.draw
-            )
+            strategy = Spied(tree, Budget.of(s), width=s.width, slots=s.slots, beta=s.beta, seed=s.seed, draw=s.draw)
             made.append(strategy)
             return strategy
 
@@ -121,7 +119,11 @@ def test_any_budgets_are_kept(case: int, spied: tuple[Plugins, list[Spied]]) -> 
         if all(budget is None for budget in budgets.values()):
             budgets["budget_nodes"] = 20
         strategy = rng.choice(["arts", "arts", "best_of_n", "greedy"])
-        shape = {"width": rng.choice([1, 2, 3]), "slots": rng.choice([1, 4, 7]), "max_step_tokens": rng.choice([1, 3, 20])}
+        shape = {
+            "width": rng.choice([1, 2, 3]),
+            "slots": rng.choice([1, 4, 7]),
+            "max_step_tokens": rng.choice([1, 3, 20]),
+        }
         draw = rng.choice(["multinomial", "systematic"])
         settings.append(Settings.of({**budgets, **shape}, strategy=strategy, seed=seed, draw=draw))
     backend = ScriptedBackend(
@@ -167,12 +169,12 @@ def test_tokens_are_spent_to_the_last(strategy: str, plugins: Plugins, caplog: p
     """Traces never end, so nothing but the budget can stop the search; it says nothing about strategies that stall."""
     with caplog.at_level(logging.WARNING):
         for tokens in (1, 2, 17, 50):
-            tree = search(
-                ScriptedBackend(loop_script(), slots=3), plugins, strategy=strategy, budget_tokens=tokens, **NO_BUDGET
-            )
-            assert tree.ended_by == "budget_tokens"
-            assert tree.cost.decoded_tokens == tokens
-            assert sum(len(node.token_ids) * node.count for node in tree.nodes) == tokens
+            for slots in (1, 3):
+                settings = {"strategy": strategy, "slots": slots, "budget_tokens": tokens, **NO_BUDGET}
+                tree = search(ScriptedBackend(loop_script(), slots=slots), plugins, **settings)
+                assert tree.ended_by == "budget_tokens"
+                assert tree.cost.decoded_tokens == tokens
+                assert sum(len(node.token_ids) * node.count for node in tree.nodes) == tokens
     assert not [record.message for record in caplog.records if "strategy" in record.message]
 
 
@@ -184,6 +186,14 @@ def test_refilled_tokens_are_paid_from_the_same_budget(plugins: Plugins) -> None
     assert tight.cost.refilled_tokens > 50
     assert spent(tight) <= 400
     assert tight.n_proposals < roomy.n_proposals
+    # The engine is told what a step may cost, refill and all; without a budget there is no such limit.
+    backend = ScriptedBackend(loop_script(), room=0)
+    search(backend, plugins, **settings)
+    assert max(refill for _, _, refill in backend.submitted) > 0
+    assert all(allowance == most + refill for most, allowance, refill in backend.submitted)
+    unlimited = ScriptedBackend(loop_script(), room=0)
+    search(unlimited, plugins, budget_nodes=30, **NO_BUDGET)
+    assert {allowance for _, allowance, _ in unlimited.submitted} == {None}
     # It ended because not even a refill and one token were left.
     deepest = max(tight.nodes, key=lambda node: node.step)
     longest = 1 + sum(len(node.token_ids) for node in tight.path(deepest.id))
@@ -197,6 +207,15 @@ def test_tokens_are_reserved_before_they_are_spent(plugins: Plugins) -> None:
     driver = SearchDriver(backend, plugins)
     list(driver.run([Job(backend.encode("q"), settings)]))
     assert backend.most_active == 4
+
+
+@pytest.mark.parametrize("strategy", ["arts", "best_of_n"])
+def test_states_are_dropped_as_soon_as_they_are_expanded(strategy: str, plugins: Plugins) -> None:
+    """A chain of two hundred steps never holds more than its end and the step that is under way."""
+    backend = ScriptedBackend(loop_script(1), slots=1)
+    settings = {"strategy": strategy, "slots": 1, "width": 1, "budget_trajectories": 1, "budget_nodes": 200}
+    assert search(backend, plugins, **settings).n_proposals == 200
+    assert backend.most_live <= 2
 
 
 def test_meter_reserves_whole_steps_unless_nothing_else_runs() -> None:

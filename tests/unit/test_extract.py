@@ -25,6 +25,7 @@ from arts_plugin.hookspecs import Extractor
         (extract.extract_hashes, "####   \n", None),
         (extract.extract_hashes, "### 3", None),
         (extract.extract_phrase, "The answer is 4. The answer is: 5 apples.", "5"),
+        (extract.extract_phrase, "The answer is 4. So the answer is", "4"),
         (extract.extract_phrase, "the final ANSWER IS\n\n-3.5%", "-3.5%"),
         (extract.extract_phrase, "The answer is blue. Then 7", "blue"),
         (extract.extract_phrase, "The answer is (B).", "(B)"),
@@ -53,7 +54,9 @@ def test_auto_prefers_what_the_model_marked() -> None:
 
 def test_a_number_and_what_follows_it_vote_together() -> None:
     """Punctuation after a number is no part of it."""
-    found = {canonical(extract_auto(text) or "") for text in ("It is 5", "It is 5.", "5, I think", "so: 5!", "(5)", "**5**")}
+    found = {
+        canonical(extract_auto(text) or "") for text in ("It is 5", "It is 5.", "5, I think", "so: 5!", "(5)", "**5**")
+    }
     assert found == {"5"}
 
 
@@ -70,7 +73,7 @@ def test_regex_extractor() -> None:
     "spellings",
     [
         ["1000", "$1,000.00.", "1,000", " 1000.0 ", r"1000\%", "1e3", r"\$1000", r"\text{1000}", "+1000"],
-        ["0.5", ".5", "0.50", "5e-1", r"\left0.5\right"],
+        ["0.5", ".5", "0.50", "5e-1"],
         ["0", "-0", "0.000", "-0.0", "0e5"],
         ["-7", "- 7".replace(" ", ""), "-7.", "-7.00", "$-7$"],
         ["(B)", r"\text{(B)}", "(b)", " (B). "],

@@ -117,11 +117,21 @@ def test_pick_is_the_inverse_cdf() -> None:
     """At each step of the cumulative distribution the next token begins."""
     row = np.log(np.array([0.5, 0.25, 0.125, 0.125], dtype=np.float32))
     for sampling in (Sampling(1.0, 1.0, 0, 0.0), Sampling(1.0, 1.0, 4, 0.0)):
-        for u, token in [(0.0, 0), (0.499999, 0), (0.500001, 1), (0.749999, 1), (0.750001, 2), (0.875001, 3), (1 - 2**-53, 3)]:
+        for u, token in [
+            (0.0, 0),
+            (0.499999, 0),
+            (0.500001, 1),
+            (0.749999, 1),
+            (0.750001, 2),
+            (0.875001, 3),
+            (1 - 2**-53, 3),
+        ]:
             assert pick(row, sampling, 0.0, u) == token
 
 
-@pytest.mark.parametrize("sampling", [Sampling(0.7, 0.9, 6, 0.0), Sampling(1.3, 1.0, 0, 0.02), Sampling(1.0, 1.0, 0, 0.0)])
+@pytest.mark.parametrize(
+    "sampling", [Sampling(0.7, 0.9, 6, 0.0), Sampling(1.3, 1.0, 0, 0.02), Sampling(1.0, 1.0, 0, 0.0)]
+)
 def test_pick_draws_in_proportion(sampling: Sampling) -> None:
     row = np.random.default_rng(5).normal(0, 1.2, 12).astype(np.float32)
     log_z = float(log_normaliser(row[None])[0])

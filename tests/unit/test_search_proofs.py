@@ -14,6 +14,7 @@ from arts_plugin.plugins import Plugins
 from arts_plugin.search.arts import Arts, draw_without_replacement
 from arts_plugin.search.base import Proposal
 from arts_plugin.search.budget import Budget
+from arts_plugin.search.job import Job
 from arts_plugin.settings import Settings
 from arts_plugin.tree import ReasoningTree
 
@@ -263,7 +264,7 @@ def times_found(plugins: Plugins, trees: int, **settings: object) -> int:
 
 
 def test_visibility_amplification(plugins: Plugins) -> None:
-    """P(found) is prod_h [1 - (1 - p_h)^K] for a tree that keeps one state a step, 1 - (1 - prod_h p_h)^K for chains."""
+    """P(found): prod_h [1 - (1 - p_h)^K] for a tree that keeps one state a step, 1 - (1 - prod_h p_h)^K for chains."""
     trees = 1200
     amplified = math.prod(1 - (1 - p) ** K for p in RIGHT)
     plain = 1 - (1 - math.prod(RIGHT)) ** K
@@ -375,6 +376,52 @@ def test_a_larger_pool_begins_with_the_smaller_one(plugins: Plugins) -> None:
     texts = [t.text for t in large.trajectories()]
     assert len(set(texts)) > 1
     assert [t.text for t in small.trajectories()] == texts[:4]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES[:3], ids=["arts", "systematic", "narrow"])
+def test_a_larger_search_begins_with_the_smaller_one(strategy: dict[str, object], plugins: Plugins) -> None:
+    script = random_script(4)
+    small, large = (
+        search(ScriptedBackend(script), plugins, **{**strategy, "budget_trajectories": n})  # type: ignore[arg-type]
+        for n in (6, 14)
+    )
+    assert len(large.nodes) > len(small.nodes) > 4
+    for mine, theirs in zip(small.nodes, large.nodes, strict=False):
+        assert (mine.parent, mine.index, mine.text) == (theirs.parent, theirs.index, theirs.text)
+
+
+def test_the_key_of_a_problem() -> None:
+    """It depends on what shapes a step; not on the seed, which is mixed in later, nor on budgets or the strategy."""
+
+    def key(prompt: str = "q", stops: tuple[str, ...] = (), **settings: object) -> int:
+        backend = ScriptedBackend({"q": [Step("a.", 1.0)]})
+        return Job(backend.encode(prompt), Settings.of(settings), stops).problem()
+
+    same = [key(), key(seed=5), key(budget_trajectories=3), key(strategy="best_of_n"), key(width=7, slots=3)]
+    assert len(set(same)) == 1
+    others = [
+        key("r"),
+        key(stops=("x",)),
+        key(temperature=0.5),
+        key(delimiter="x"),
+        key(max_step_tokens=3),
+        key(top_k=1),
+    ]
+    assert len({*same, *others}) == 7
+
+
+def test_the_first_draw_waits_for_the_whole_root() -> None:
+    """With room for several draws, a state of the root could be drawn before the others are known."""
+    strategy = Arts(ReasoningTree(problem="1"), Budget(nodes=100), width=2, slots=6)
+    asked = strategy.ask(100)
+    assert len(asked) == 6
+    for expansion in asked[:-1]:
+        strategy.tell([Proposal(expansion, str(expansion.index), [expansion.index], 0.0, "delimiter", False, 0.0)])
+        assert strategy.ask(100) == []
+    strategy.tell([Proposal(asked[-1], "5", [5], 0.0, "delimiter", False, 0.0)])
+    drawn = strategy.ask(100)
+    assert len(drawn) == 6
+    assert len({expansion.node for expansion in drawn}) == 3
 
 
 def test_merged_proposals_are_equal_and_unmerged_ones_differ(plugins: Plugins) -> None:

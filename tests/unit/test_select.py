@@ -71,9 +71,14 @@ def test_weighted_vote_sums_flows() -> None:
     assert chosen(tree_of(*pair, {"answer": "b", "log_flow": 1.6}), "weighted_vote") in {1, 2}
     assert chosen(tree_of(*pair, {"answer": "b", "log_flow": 1.8}), "weighted_vote") == 3
     # A merged proposal votes as often as it was drawn: 1 + log 3 > 1.8.
-    assert chosen(tree_of({"answer": "a", "log_flow": 1.0, "count": 3}, {"answer": "b", "log_flow": 1.8}), "weighted_vote") == 1
+    assert (
+        chosen(tree_of({"answer": "a", "log_flow": 1.0, "count": 3}, {"answer": "b", "log_flow": 1.8}), "weighted_vote")
+        == 1
+    )
     # Nothing is exponentiated on the way.
-    far = tree_of({"answer": "a", "log_flow": 5000.0}, {"answer": "b", "log_flow": 5001.0}, {"answer": "b", "log_flow": -math.inf})
+    far = tree_of(
+        {"answer": "a", "log_flow": 5000.0}, {"answer": "b", "log_flow": 5001.0}, {"answer": "b", "log_flow": -math.inf}
+    )
     assert chosen(far, "weighted_vote") == 2
     low = tree_of({"answer": "a", "log_flow": -5000.0}, {"answer": "b", "log_flow": -5001.0})
     assert chosen(low, "weighted_vote") == 1

@@ -107,7 +107,12 @@ def test_refusal_names_the_setting_the_value_and_the_way_out(name: str, value: A
 
 @pytest.mark.parametrize(
     ("name", "meant"),
-    [("budget_trajectory", "budget_trajectories"), ("temprature", "temperature"), ("top-k", "top_k"), ("delim", "delimiter")],
+    [
+        ("budget_trajectory", "budget_trajectories"),
+        ("temprature", "temperature"),
+        ("top-k", "top_k"),
+        ("delim", "delimiter"),
+    ],
 )
 def test_unknown_names_come_with_close_matches(name: str, meant: str) -> None:
     with pytest.raises(SettingsError, match=f"unknown setting '{name}'; did you mean .*'{meant}'.*Known: ") as error:
@@ -187,7 +192,14 @@ def test_defaults_pass_their_own_checks_and_are_described() -> None:
 def test_the_shape_of_a_tree_does_not_depend_on_where_it_is_grown() -> None:
     base = Settings().shaping()
     assert Settings.of(model="x.gguf", n_threads=3, n_gpu_layers=-1, trace="here").shaping() == base
-    for name, value in {"seed": 1, "width": 3, "slots": 2, "temperature": 0.1, "delimiter": "x", "budget_nodes": 3}.items():
+    for name, value in {
+        "seed": 1,
+        "width": 3,
+        "slots": 2,
+        "temperature": 0.1,
+        "delimiter": "x",
+        "budget_nodes": 3,
+    }.items():
         assert Settings.of({name: value}).shaping() != base, name
 
 

@@ -200,8 +200,8 @@ class SlowTwin:
         self.first = len(self.tokens)
 
 
-ALPHABET = [b"a", b"b", b"ab", b"\n", b"\n\n", b" ", b"", b"b\na", b"#", b"##", b"\xc3", b"\xa9", "é".encode(), "é\n".encode()]
-ALPHABET += [b"\xe2", b"\x82\xac", b"a\xe2", b"\xff", "€#".encode(), b"\n\xe2\x82"]
+ALPHABET = [b"a", b"b", b"ab", b"\n", b"\n\n", b" ", b"", b"b\na", b"#", b"##", "é".encode(), "é\n".encode()]
+ALPHABET += [b"\xc3", b"\xa9", b"\xe2", b"\x82\xac", b"a\xe2", b"\xff", "€#".encode(), b"\n\xe2\x82"]
 DELIMITERS = ["\n", "\n\n", "#", "b\n", "regex:[#€]", "regex:a+b", "é"]
 STOPS = ["ab", "b\n", "\n\n#", "é", "€", "#ab", "a\nb\n", "\ufffd", "aéb", "\n \n"]
 

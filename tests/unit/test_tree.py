@@ -15,8 +15,19 @@ HOSTILE = ["\ud800 alone", "\u2028\u2029\x85", '\x00\n\r\t"\\', "\U0001f600é", 
 def grown() -> ReasoningTree:
     """0 -> (1 -> (2, 3 finished), 4), with every odd value that a search can produce."""
     tree = ReasoningTree(prompt=HOSTILE[0], problem="ff" * 8, strategy="arts", select="flow", scorer="oracle")
-    tree.add(0, text=HOSTILE[1], token_ids=[5, 6], logprob=-1.5, log_flow=-math.inf, scores={"a": math.inf}, stop="delimiter")
-    tree.add(1, index=1, text=HOSTILE[2], token_ids=[7], logprob=0.1 + 0.2, log_flow=math.nan, scores={"b": math.nan}, stop="length")
+    tree.add(
+        0, text=HOSTILE[1], token_ids=[5, 6], logprob=-1.5, log_flow=-math.inf, scores={"a": math.inf}, stop="delimiter"
+    )
+    tree.add(
+        1,
+        index=1,
+        text=HOSTILE[2],
+        token_ids=[7],
+        logprob=0.1 + 0.2,
+        log_flow=math.nan,
+        scores={"b": math.nan},
+        stop="length",
+    )
     tree.add(
         1, text=HOSTILE[3], token_ids=[8, 9], logprob=-math.inf, log_flow=5e-324, terminal=True, stop="stop",
         count=3, cut_chars=2, cut_tokens=1, answer=HOSTILE[4],
