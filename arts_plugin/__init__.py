@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from arts_plugin.errors import ArtsError, ModelError, PromptTooLongError, RunFolderError, SettingsError, UnknownNameError
+from arts_plugin.errors import (
+    ArtsError,
+    ModelError,
+    PromptTooLongError,
+    RunFolderError,
+    SettingsError,
+    UnknownNameError,
+)
 
 if TYPE_CHECKING:
     from arts_plugin.api import Arts

@@ -114,7 +114,9 @@ class Arts:
         chat = (settings or self.settings).chat
         return prompts.encode(self.backend, prompts.question_text(question), chat)
 
-    def solve(self, question: str, *, on_event: Callable[[Event], None] | None = None, **overrides: Any) -> ReasoningTree:
+    def solve(
+        self, question: str, *, on_event: Callable[[Event], None] | None = None, **overrides: Any
+    ) -> ReasoningTree:
         """Search one question. `on_event` is called with each step as it comes; `overrides` are settings for this call."""
         return self.solve_many([question], on_event=on_event, **overrides)[0]
 
@@ -148,12 +150,18 @@ class Arts:
 
     # Jobs.
     def job(
-        self, prompt: Prompt, settings: Settings | None = None, stops: Sequence[str] = (), meta: dict[str, Any] | None = None
+        self,
+        prompt: Prompt,
+        settings: Settings | None = None,
+        stops: Sequence[str] = (),
+        meta: dict[str, Any] | None = None,
     ) -> Job:
         """A search job; what follows from the settings is filled in and said once."""
         settings = settings or self.settings
         if settings.temperature == 0 and settings.strategy != "greedy":
-            self._say(f"temperature is 0, so every trajectory would be the same: {settings.strategy!r} becomes 'greedy'")
+            self._say(
+                f"temperature is 0, so every trajectory would be the same: {settings.strategy!r} becomes 'greedy'"
+            )
             settings = replace(settings, strategy="greedy")
         rule = settings.select or default_rule(self._verifier is not None)
         if self._verifier is None and (settings.strategy == "arts" or rule in {"flow", "weighted_vote"}):

@@ -95,7 +95,8 @@ def _solve_live(arts: Any, question: str, show_tree: bool) -> Any:
             f"{cost.seconds:.1f} s; ended by {tree.ended_by}; chosen by {tree.select}"
             + ("" if chosen is None or chosen.finished else " (unfinished: no trajectory reached its end)"),
             style="dim",
-        )
+        ),
+        soft_wrap=True,
     )
     if tree.answer is not None:
         console.print(Text("answer: ", style="bold") + Text(printable(tree.answer), style="bold green"))

@@ -40,4 +40,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
     """The error for a name that nobody registered."""
-    return UnknownNameError(f"unknown {kind} {name!r}{did_you_mean(name, known)} `arts plugins` shows where each comes from.")
+    return UnknownNameError(
+        f"unknown {kind} {name!r}{did_you_mean(name, known)} `arts plugins` shows where each comes from."
+    )

@@ -108,7 +108,11 @@ class Plugins:
             def register(name: str, factory: Callable[..., Any], plugin: str = plugin) -> None:
                 if name in found:
                     log.warning(
-                        "arts plugin %r: %s %r is already registered by %r and stays", plugin, kind, name, found[name].plugin
+                        "arts plugin %r: %s %r is already registered by %r and stays",
+                        plugin,
+                        kind,
+                        name,
+                        found[name].plugin,
                     )
                     return
                 found[name] = Registration(name, factory, plugin)

@@ -51,7 +51,9 @@ class RunFolder:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise RunFolderError(f"{self.path} is being written by another process; wait for it or use another trace=") from error
+            raise RunFolderError(
+                f"{self.path} is being written by another process; wait for it or use another trace="
+            ) from error
 
     def _check(self, settings: Settings, model: dict[str, Any]) -> None:
         mine = settings.shaping()
@@ -73,16 +75,22 @@ class RunFolder:
             theirs = {name: value for name, value in record["settings"].items() if name in mine}
             digest = record["model"]["digest"]
         except (ValueError, KeyError, TypeError) as error:
-            raise RunFolderError(f"{file} cannot be read ({error!r}); use another trace=, or remove the folder") from error
+            raise RunFolderError(
+                f"{file} cannot be read ({error!r}); use another trace=, or remove the folder"
+            ) from error
         differ = [
             f"{name} was {theirs.get(name)!r} and is {mine.get(name)!r}"
             for name in sorted(mine)
             if mine.get(name) != theirs.get(name)
         ]
         if digest != model["digest"]:
-            differ.append(f"the model was {record['model'].get('name')!r} and is {model.get('name')!r} ({digest} / {model['digest']})")
+            differ.append(
+                f"the model was {record['model'].get('name')!r} and is {model.get('name')!r} ({digest} / {model['digest']})"
+            )
         if differ:
-            raise RunFolderError(f"{self.path} holds a run with other settings: {'; '.join(differ)}. Use another trace=")
+            raise RunFolderError(
+                f"{self.path} holds a run with other settings: {'; '.join(differ)}. Use another trace="
+            )
 
     def _cut_half_line(self) -> None:
         """A process that was killed may have left half a line; the tree is searched again."""
@@ -146,9 +154,14 @@ def read_trees(path: str | Path) -> Iterator[ReasoningTree]:
     if not file.exists():
         raise ArtsError(f"no run at {path}: there is no {TREES_FILE} in it")
     with file.open("rb") as lines:
-        for line in lines:
-            if line.endswith(b"\n"):
-                yield ReasoningTree.from_json(line)
+        for number, line in enumerate(lines, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                tree = ReasoningTree.from_json(line)
+            except ArtsError as error:
+                raise ArtsError(f"{file}, line {number}: {error}") from error
+            yield tree
 
 
 def versions() -> dict[str, str]:

@@ -20,7 +20,7 @@ def log_normaliser(rows: FloatArray) -> npt.NDArray[np.float64]:
     """logsumexp of each row of `rows` [n, vocabulary] -> [n]; NaN or infinite where the logits are invalid."""
     top = rows.max(axis=1, keepdims=True)
     with np.errstate(invalid="ignore", over="ignore"):
-        return (top[:, 0] + np.log(np.exp(rows - top).sum(axis=1))).astype(np.float64)
+        return np.asarray(top[:, 0] + np.log(np.exp(rows - top).sum(axis=1)), dtype=np.float64)
 
 
 def top_indexes(row: FloatArray, k: int) -> IntArray:
@@ -41,7 +41,7 @@ def top_indexes(row: FloatArray, k: int) -> IntArray:
     members = np.concatenate([inside, np.arange(whole, n)])
     values = row[members]
     keep = members[values >= np.partition(values, len(values) - k)[len(values) - k]]
-    return keep[np.argsort(-row[keep], kind="stable")][:k]
+    return np.asarray(keep[np.argsort(-row[keep], kind="stable")][:k])
 
 
 def candidates(row: FloatArray, sampling: Sampling, log_z: float) -> tuple[IntArray, npt.NDArray[np.float64]]:

@@ -48,17 +48,19 @@ class Settings:
         "How an answer is found in a trajectory for voting: auto (last \\boxed{}, `#### x`, `the answer is x`, last "
         "number), a plugin's name, or regex:PATTERN (last match, first group).",
     )
-    verifier: str = _setting("auto", "What scores states: a registered name, `none`, or `auto` (a matching one if any).")
-    budget_trajectories: int | None = _setting(8, "Finished trajectories per question, at most.", low=1)
-    budget_tokens: int | None = _setting(
-        None, "Generated and refilled proposer tokens per question, at most.", low=1
+    verifier: str = _setting(
+        "auto", "What scores states: a registered name, `none`, or `auto` (a matching one if any)."
     )
+    budget_trajectories: int | None = _setting(8, "Finished trajectories per question, at most.", low=1)
+    budget_tokens: int | None = _setting(None, "Generated and refilled proposer tokens per question, at most.", low=1)
     budget_seconds: float | None = _setting(None, "Seconds per question from its admission, at most.", above=0)
     budget_nodes: int | None = _setting(None, "Proposed steps per question, at most; merged ones count.", low=1)
     width: int = _setting(2, "K, the one-step proposals made for each state that is drawn.", low=1)
     slots: int = _setting(16, "Branches decoded at once, over all questions.", low=1)
     beta: float = _setting(1.0, "Open states are drawn in proportion to F(s)^beta.", low=0)
-    draw: Draw = _setting("multinomial", "How open states are drawn, in proportion to F^beta: multinomial or systematic.")
+    draw: Draw = _setting(
+        "multinomial", "How open states are drawn, in proportion to F^beta: multinomial or systematic."
+    )
     temperature: float = _setting(0.6, "Sampling temperature; 0 is greedy and makes one trajectory.", low=0)
     top_p: float = _setting(0.95, "Nucleus sampling; 1 is off.", above=0)
     top_k: int = _setting(50, "Sample among the k likeliest tokens; 0 is off.", low=0)
@@ -68,7 +70,9 @@ class Settings:
     max_step_tokens: int = _setting(256, "Tokens per step, at most; a step cut here is still a state.", low=1)
     max_gen_toks: int = _setting(512, "Tokens per trajectory, at most.", low=1)
     n_ctx: int = _setting(8192, "KV cells for all branches together (and the longest prompt plus trajectory).", low=16)
-    n_threads: int | None = _setting(None, "Threads; default: half the logical CPUs, at least two where there are two.", low=1)
+    n_threads: int | None = _setting(
+        None, "Threads; default: half the logical CPUs, at least two where there are two.", low=1
+    )
     n_gpu_layers: int = _setting(0, "Layers to offload in a GPU build of llama.cpp; -1 is all.", low=-1)
     main_gpu: int = _setting(0, "llama.cpp: the GPU that is used when the model is not split.", low=0)
     split_mode: int | None = _setting(None, "llama.cpp: 0 one GPU, 1 by layer, 2 by row.", low=0)
@@ -129,7 +133,7 @@ def unescape(text: str) -> str:
     """
     if "\\" not in text or text.startswith("regex:"):
         return text
-    return re.sub(r"\\(?:[abfnrtv0'\"\\]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4})", _unescape_one, text)
+    return re.sub(r"\\(?:[nrt0\\]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4})", _unescape_one, text)
 
 
 def _unescape_one(match: re.Match[str]) -> str:

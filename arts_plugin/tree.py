@@ -236,7 +236,9 @@ class ReasoningTree:
         except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise ArtsError(f"not a reasoning tree: {error!r} in {str(line)[:80]!r}") from error
         if version != FORMAT_VERSION:
-            raise ArtsError(f"tree format {version!r} is not {FORMAT_VERSION}; read it with the arts-plugin that wrote it")
+            raise ArtsError(
+                f"tree format {version!r} is not {FORMAT_VERSION}; read it with the arts-plugin that wrote it"
+            )
         try:
             tree = cls(**{**record, "nodes": [], "cost": Cost(**record["cost"])})
             for values in record["nodes"]:
@@ -264,9 +266,7 @@ _NODE_FLOATS = tuple(f.name for f in fields(Node) if f.name in {"logprob", "log_
 
 def _floats(values: dict[str, Any]) -> dict[str, Any]:
     """Undo `_plain` in the places that hold floats."""
-    loaded: dict[str, Any] = {
-        name: float(values[name]) for name in _NODE_FLOATS if isinstance(values.get(name), str)
-    }
+    loaded: dict[str, Any] = {name: float(values[name]) for name in _NODE_FLOATS if isinstance(values.get(name), str)}
     loaded["scores"] = {name: float(score) for name, score in values.get("scores", {}).items()}
     return loaded
 

@@ -70,7 +70,7 @@ def handed_out(tree: ReasoningTree, repeats: int) -> list[Answer]:
     """`repeats` answers of one search: the chosen one first, then the others as often as they were drawn.
 
     Unfinished trajectories follow where there are too few; where even they do not suffice, empty answers do, which a
-    task counts as wrong.
+    task counts as wrong. Greedy decoding has one trajectory, which is what it would find again.
     """
     others = [t for t in tree.trajectories() for _ in range(t.count)]
     chosen = next((t for t in others if t.leaf == tree.chosen), None)
@@ -78,4 +78,5 @@ def handed_out(tree: ReasoningTree, repeats: int) -> list[Answer]:
         others.remove(chosen)
     texts = [tree.text, *(t.text for t in others)]
     texts += [tree.trajectory(node.id).text for node in tree.leaves() if not node.terminal and node.id != tree.chosen]
-    return [Answer.of(tree, text) for text in [*texts, *[""] * repeats][:repeats]]
+    filler = tree.text if tree.strategy == "greedy" else ""
+    return [Answer.of(tree, text) for text in [*texts, *[filler] * repeats][:repeats]]

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lm_eval.api.model import TemplateLM
+from lm_eval.api.model import CacheHook, TemplateLM, hash_args
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
 from tqdm import tqdm
 
@@ -27,8 +27,11 @@ _ALIASES = {"pretrained": "model", "path": "model"}
 _HOST = frozenset({"batch_size", "max_batch_size", "device"})
 """Arguments that lm-eval passes to every model. Branches are batched by `slots`; the device is llama.cpp's matter."""
 
+_MADE_WITH, _REFUSED = "arts: made with", "arts: refused"
+"""Our own entries in lm-eval's cache, beside the answers."""
 
-class ArtsLM(TemplateLM):
+
+class ArtsLM(TemplateLM):  # type: ignore[misc]
     """Amortized Reasoning Tree Search as an lm-eval model.
 
     Args:
@@ -48,8 +51,7 @@ class ArtsLM(TemplateLM):
         self._show_logs()
         self.backend_engine = self.arts.backend
         self._said: set[str] = set()
-        self._rendered: dict[str, list[Message]] = {}
-        self._prompts: dict[str, Prompt] = {}
+        self._rendered: dict[str, ChatPrompt] = {}
 
     @staticmethod
     def _show_logs() -> None:
@@ -95,10 +97,21 @@ class ArtsLM(TemplateLM):
         Raises:
             ModelError: the model has no chat template.
         """
-        prompt = self.backend_engine.encode_chat(chat_history, add_generation_prompt)
-        self._rendered[prompt.text] = chat_history
-        self._prompts[prompt.text] = prompt
-        return ChatPrompt(prompt.text, chat_history)
+        text = self._encode_chat(chat_history, add_generation_prompt).text
+        self._rendered[text] = ChatPrompt(text, chat_history, add_generation_prompt)
+        return self._rendered[text]
+
+    def _encode_chat(self, messages: list[Message], add_generation_prompt: bool) -> Prompt:
+        if add_generation_prompt or messages[-1]["role"] != "assistant":
+            return self.backend_engine.encode_chat(messages, add_generation_prompt)
+        # A task's gen_prefix: templates would end the assistant's turn after it, and it is to be continued.
+        begun, said = self.backend_engine.encode_chat(messages[:-1]), messages[-1]["content"]
+        return Prompt(begun.text + said, (*begun.token_ids, *self.tok_encode(said, add_special_tokens=False)))
+
+    def _chat(self, context: str) -> ChatPrompt | None:
+        """The chat behind a context, also where the host made a plain string of it."""
+        chat = context if isinstance(context, ChatPrompt) else self._rendered.get(context)
+        return chat if chat is not None and chat.messages else None
 
     @property
     def eot_token_id(self) -> int:
@@ -113,27 +126,59 @@ class ArtsLM(TemplateLM):
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Tokens of a text; a rendered chat keeps its special tokens, anything else has none."""
-        if string in self._prompts:
-            return list(self._prompts[string].token_ids)
+        if chat := self._chat(string):
+            return list(self._encode_chat(chat.messages, chat.add_generation_prompt).token_ids)
         tokens = self.backend_engine.encode(string).token_ids
         bos = self.backend_engine.encode("").token_ids
         return list(tokens[len(bos) :] if add_special_tokens is False else tokens)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        if context in self._prompts:  # what follows a generation prompt is a text of its own
+        if self._chat(context):  # what follows a generation prompt is a text of its own
             return self.tok_encode(context), self.tok_encode(continuation, add_special_tokens=False)
         pair: tuple[list[int], list[int]] = super()._encode_pair(context, continuation)
         return pair
+
+    # lm-eval's cache. Its keys know nothing of the model or of how it was asked.
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
+        """Take up lm-eval's cache; what was refused there is asked again.
+
+        Raises:
+            SettingsError: its answers were made by another model or with other settings.
+        """
+        super().set_cache_hook(cache_hook)
+        cache = cache_hook.dbdict
+        if cache is None:
+            return
+        mine = {"model": self.backend_engine.digest(), **self.arts.settings.shaping()}
+        theirs = cache.setdefault(_MADE_WITH, mine)
+        differ = [f"{key} was {theirs.get(key)!r} and is {mine[key]!r}" for key in mine if theirs.get(key) != mine[key]]
+        if differ:
+            raise SettingsError(
+                f"the answers in lm-eval's cache were made otherwise: {'; '.join(differ)}. Use another --use_cache"
+            )
+        for key in cache.pop(_REFUSED, []):
+            cache.pop(key, None)
+
+    def _cached(self, gen_kwargs: dict[str, Any]) -> bool:
+        return self.cache_hook.dbdict is not None and not gen_kwargs.get("do_sample", False)
+
+    def _cache(self, args: tuple[str, dict[str, Any]], answer: Answer) -> None:
+        cache = self.cache_hook.dbdict
+        if cache is not None and answer.search["error"]:
+            # lm-eval will cache the empty answer whatever is done here; the next run takes it out.
+            cache[_REFUSED] = [*cache.get(_REFUSED, []), hash_args("generate_until", args)]
+        else:
+            self.cache_hook.add_partial("generate_until", args, answer)
 
     # Generation.
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """The chosen trajectory's text for each request, as `Answer`. All requests go into one engine."""
         reads = list(self._read(requests))
         answers: dict[int, list[Answer]] = {}
-        for place, tree in self._search(reads, disable_tqdm):
-            answers[place] = handed_out(tree, reads[place].repeats)
-            self._cache(requests, reads, place, answers[place][0])
-        return [answer for place in range(len(reads)) for answer in answers[place]]
+        for read, tree in self._search(reads, disable_tqdm):
+            answers[read.place] = handed_out(tree, read.repeats)
+            self._cache(requests[read.place].args, answers[read.place][0])
+        return [answer for read in reads for answer in answers[read.place]]
 
     def _read(self, requests: list[Any]) -> Iterator[Request]:
         at = 0
@@ -145,50 +190,46 @@ class ArtsLM(TemplateLM):
             repeats = end - at
             if repeats > 1 and self._cached(gen_kwargs):
                 raise SettingsError(
-                    f"repeats: {repeats} with --use_cache: lm-eval would hand out the last trajectory {repeats} times when "
-                    "it reads its cache; leave --use_cache away (trace= resumes a run)"
+                    f"repeats: {repeats} with --use_cache: lm-eval would hand out the last trajectory {repeats} times "
+                    "when it reads its cache; leave --use_cache away (trace= resumes a run)"
                 )
             settings, stops = read_gen_kwargs(gen_kwargs, self.arts.settings, self._said)
             wanted = settings.budget_trajectories
             if wanted is not None and wanted < repeats:
                 said_once(self._said, f"repeats: {repeats} raises budget_trajectories from {wanted} to {repeats}")
                 settings = settings.with_(budget_trajectories=repeats)
-            yield Request(context, settings, stops, repeats)
+            yield Request(context, settings, stops, repeats, at)
             at = end
 
-    def _cached(self, gen_kwargs: dict[str, Any]) -> bool:
-        return self.cache_hook.dbdict is not None and not gen_kwargs.get("do_sample", False)
-
-    def _search(self, reads: list[Request], disable_tqdm: bool) -> Iterator[tuple[int, ReasoningTree]]:
+    def _search(self, reads: list[Request], disable_tqdm: bool) -> Iterator[tuple[Request, ReasoningTree]]:
+        alike: dict[Request, list[Request]] = {}
+        for read in reads:
+            alike.setdefault(read, []).append(read)
+        first = {read.place: same for read, same in alike.items()}
         stats = self.backend_engine.stats
         tokens, seconds = stats.decoded_tokens, stats.decode_seconds
         quiet = disable_tqdm or self.rank != 0
         with tqdm(total=len(reads), desc="Running generate_until requests", disable=quiet) as bar:
-            for event in self.arts.events(self._job(place, read) for place, read in enumerate(reads)):
+            for event in self.arts.events(self._job(read) for read in alike):
                 rate = (stats.decoded_tokens - tokens) / max(stats.decode_seconds - seconds, 1e-9)
                 bar.set_postfix_str(f"{rate:.0f} tokens/s", refresh=False)
                 if event.kind == "finished":
-                    bar.update()
-                    if event.tree.error:
-                        log.warning("question %d was refused: %s", event.job.meta["request"], event.tree.error)
-                    yield event.job.meta["request"], event.tree
+                    for read in first[event.job.meta["request"]]:
+                        bar.update()
+                        if event.tree.error:
+                            log.warning("request %d was refused: %s", read.place, event.tree.error)
+                        yield read, event.tree
 
-    def _job(self, place: int, read: Request) -> Job:
-        return self.arts.job(self._prompt(read), read.settings, read.stops, {"request": place})
+    def _job(self, read: Request) -> Job:
+        return self.arts.job(self._prompt(read), read.settings, read.stops, {"request": read.place})
 
     def _prompt(self, read: Request) -> Prompt:
-        messages = getattr(read.context, "messages", None) or self._rendered.get(read.context)
-        if messages:
-            return self._prompts.get(read.context) or self.backend_engine.encode_chat(messages)
-        chat = read.settings.chat
+        if chat := self._chat(read.context):
+            return self._encode_chat(chat.messages, chat.add_generation_prompt)
         # `auto` leaves the template to --apply_chat_template, which has not been used for this request.
-        if chat == "template":
+        if read.settings.chat == "template":
             return encode(self.backend_engine, read.context, "auto")
         return self.backend_engine.encode(read.context)
-
-    def _cache(self, requests: list[Any], reads: list[Request], place: int, answer: Answer) -> None:
-        index = sum(read.repeats for read in reads[:place])
-        self.cache_hook.add_partial("generate_until", requests[index].args, answer)
 
     # Likelihood.
     def _loglikelihood_tokens(
@@ -196,7 +237,8 @@ class ArtsLM(TemplateLM):
     ) -> list[tuple[float, bool]]:
         order = sorted(range(len(requests)), key=lambda i: requests[i][1])
         results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        with tqdm(total=len(requests), desc="Running loglikelihood requests", disable=disable_tqdm or self.rank != 0) as bar:
+        quiet = disable_tqdm or self.rank != 0
+        with tqdm(total=len(requests), desc="Running loglikelihood requests", disable=quiet) as bar:
             for chunk in _by_context(order, requests):
                 scores = self.backend_engine.loglikelihood([(requests[i][1], requests[i][2]) for i in chunk])
                 for i, score in zip(chunk, scores, strict=True):
@@ -254,6 +296,4 @@ def _settings(keywords: dict[str, Any]) -> Settings:
         if name in values:
             raise SettingsError(f"{key} and another name of {name} are both given; one is enough")
         values[name] = value
-    if str(keywords.get("device", "")).startswith("cpu"):
-        values.setdefault("n_gpu_layers", 0)
     return Settings.of(values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from arts_plugin.backend import Message
@@ -16,6 +16,10 @@ log = logging.getLogger("lm_eval.arts")
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _SAMPLING = frozenset({"do_sample", "temperature", "top_p", "top_k", "min_p", "num_beams", "num_return_sequences"})
 _IGNORED = frozenset({"repetition_penalty", "early_stopping", "use_cache"})
+_KNOWN = frozenset({"until", *_LENGTHS}) | _SAMPLING | _IGNORED
+_OF_THE_RUN = frozenset({"backend", "model", "verifier", "slots", "n_ctx", "n_threads", "n_gpu_layers", "trace"}) | {
+    *("main_gpu", "split_mode", "tensor_split", "n_ubatch", "flash_attn"),
+}
 PREFIX = "arts_"
 
 
@@ -23,28 +27,38 @@ class ChatPrompt(str):
     """A rendered chat that remembers its messages, so that it can be tokenised without mistaking text for markup."""
 
     messages: list[Message]
+    add_generation_prompt: bool
 
-    def __new__(cls, text: str, messages: list[Message] | None = None) -> ChatPrompt:
+    def __new__(
+        cls, text: str = "", messages: list[Message] | None = None, add_generation_prompt: bool = True
+    ) -> ChatPrompt:
         """A plain string where there are no messages."""
         prompt = super().__new__(cls, text)
         prompt.messages = list(messages or [])
+        prompt.add_generation_prompt = add_generation_prompt
         return prompt
 
-    def __reduce__(self) -> tuple[type[ChatPrompt], tuple[str, list[Message]]]:
-        return type(self), (str(self), self.messages)
+    def __reduce__(self) -> tuple[type[ChatPrompt], tuple[str, list[Message], bool]]:
+        return type(self), (str(self), self.messages, self.add_generation_prompt)
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One `generate_until` request: `repeats` answers to `context`, under `settings`, ended by `stops`."""
+    """One question: `repeats` answers to `context`, under `settings`, ended by `stops`.
+
+    `place` is that of its first request. Equal questions compare equal, wherever they stand.
+    """
 
     context: str
     settings: Settings
     stops: tuple[str, ...]
     repeats: int
+    place: int = field(default=0, compare=False)
 
 
-def read_gen_kwargs(gen_kwargs: Mapping[str, Any], settings: Settings, said: set[str]) -> tuple[Settings, tuple[str, ...]]:
+def read_gen_kwargs(
+    gen_kwargs: Mapping[str, Any], settings: Settings, said: set[str]
+) -> tuple[Settings, tuple[str, ...]]:
     """The settings and stop strings of a task; `gen_kwargs` is shared between requests and left as it is.
 
     `until` and the length limit are honoured, `arts_*` keys override settings, and the sampling that stock tasks
@@ -59,21 +73,23 @@ def read_gen_kwargs(gen_kwargs: Mapping[str, Any], settings: Settings, said: set
     length = next((gen_kwargs[key] for key in _LENGTHS if gen_kwargs.get(key) is not None), None)
     if length is not None and "max_gen_toks" not in changes:
         changes["max_gen_toks"] = length
+    for key in changes:
+        if key in _OF_THE_RUN:
+            raise SettingsError(f"{PREFIX}{key} in gen_kwargs: {key} belongs to the whole run; set it in --model_args")
+    if changes:
+        settings = settings.with_(changes)
     ignored = sorted(_SAMPLING & gen_kwargs.keys())
-    if ignored:
+    if ignored and settings.strategy != "greedy":
         said_once(
             said,
-            f"the task's {', '.join(ignored)} do not touch the search: it samples with temperature={settings.temperature}, "
-            f"top_p={settings.top_p}, top_k={settings.top_k}. Greedy decoding is strategy=greedy; a task overrides "
-            f"settings with {PREFIX}* keys only",
+            f"the task's {', '.join(ignored)} do not touch the search: it samples with "
+            f"temperature={settings.temperature}, top_p={settings.top_p}, top_k={settings.top_k}. Greedy decoding is "
+            f"strategy=greedy; a task overrides settings with {PREFIX}* keys only",
         )
-    unknown = sorted(gen_kwargs.keys() - _SAMPLING - _IGNORED - set(_LENGTHS) - {"until"} - {PREFIX + key for key in changes})
+    unknown = sorted(key for key in gen_kwargs if not key.startswith(PREFIX) and key not in _KNOWN)
     if unknown:
         said_once(said, f"gen_kwargs {', '.join(unknown)} mean nothing to the arts model and are ignored")
-    for key in ("model", "backend", "slots", "n_ctx", "n_threads", "n_gpu_layers", "trace", "verifier"):
-        if key in changes:
-            raise SettingsError(f"{PREFIX}{key} in gen_kwargs: {key} belongs to the whole run; set it in --model_args")
-    return (settings.with_(changes) if changes else settings), stops
+    return settings, stops
 
 
 def said_once(said: set[str], message: str, level: int = logging.WARNING) -> None:

@@ -58,7 +58,7 @@ class Arts(TreeStrategy):
 
     def _expand(self, node: int, width: int) -> None:
         before = len(self._queue)
-        self._launch(node, width)
+        self.launch(node, width)
         self._in_flight.extend((e.node, e.index) for e in list(self._queue)[before:])
 
     def tell(self, proposals: Sequence[Proposal]) -> list[Taken]:
@@ -66,7 +66,7 @@ class Arts(TreeStrategy):
         self._told.update({(p.expansion.node, p.expansion.index): p for p in proposals})
         taken: list[Taken] = []
         while self._in_flight and self._in_flight[0] in self._told:
-            taken.append(self._add(self._told.pop(self._in_flight.popleft()), merge=True))
+            taken.append(self.take(self._told.pop(self._in_flight.popleft()), merge=True))
             node = taken[-1].node
             if node and not taken[-1].merged and not node.terminal:
                 self._open.append(node.id)
@@ -77,7 +77,7 @@ class Arts(TreeStrategy):
 
     def close(self, ended_by: EndedBy) -> list[Taken]:
         """Take in what was told out of turn, unless the search ended by its own count."""
-        taken = [self._add(self._told[key], merge=True) for key in self._in_flight if key in self._told]
+        taken = [self.take(self._told[key], merge=True) for key in self._in_flight if key in self._told]
         self._told.clear()
         return taken + super().close(ended_by)
 
@@ -132,4 +132,3 @@ def draw_without_replacement(
         chosen += certain[: count - len(chosen)]
         rest = [i for i in rest if i not in certain]
     return chosen
-

@@ -100,7 +100,7 @@ class TreeStrategy:
         self.ended_by = self.ended_by or ended_by
         return []
 
-    def _launch(self, node: int, count: int) -> int:
+    def launch(self, node: int, count: int) -> int:
         """Queue up to `count` proposals from `node`; how many the node budget allowed."""
         allowed = count if self.budget.nodes is None else min(count, self.budget.nodes - self._launched)
         first = sum(self.tree.nodes[child].count for child in self.tree.nodes[node].children)
@@ -108,7 +108,7 @@ class TreeStrategy:
         self._launched += max(0, allowed)
         return max(0, allowed)
 
-    def _add(self, proposal: Proposal, merge: bool) -> Taken:
+    def take(self, proposal: Proposal, merge: bool) -> Taken:
         """Put a proposal into the tree, or, past the end, nowhere."""
         self._settled += 1
         if self.ended_by:

@@ -60,17 +60,17 @@ class BestOfN(TreeStrategy):
         return taken
 
     def _take_in(self, proposal: Proposal) -> Taken:
-        taken = self._add(proposal, merge=False)
+        taken = self.take(proposal, merge=False)
         if taken.node and not self.ended_by:
             if taken.node.terminal:
                 self._start()
             else:
-                self._launch(taken.node.id, 1)
+                self.launch(taken.node.id, 1)
         return taken
 
     def close(self, ended_by: EndedBy) -> list[Taken]:
         """Take in what was told out of turn, and number the nodes chain by chain, whatever the order of their ends."""
-        taken = [self._add(self._told[key], merge=False) for key in self._pending if key in self._told]
+        taken = [self.take(self._told[key], merge=False) for key in self._pending if key in self._told]
         self._told.clear()
         order = [0]
         for child in sorted(self.tree.nodes[0].children, key=lambda i: self.tree.nodes[i].index):

@@ -27,9 +27,7 @@ class Budget:
     @classmethod
     def of(cls, settings: Settings) -> Budget:
         """The `budget_*` settings."""
-        return cls(
-            settings.budget_trajectories, settings.budget_tokens, settings.budget_seconds, settings.budget_nodes
-        )
+        return cls(settings.budget_trajectories, settings.budget_tokens, settings.budget_seconds, settings.budget_nodes)
 
 
 class TokenMeter:

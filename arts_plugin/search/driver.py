@@ -131,7 +131,9 @@ class SearchDriver:
         arrived = [(result, *self._flights.pop(id(result.state))) for result in results]
         live = [(result, search, flight) for result, search, flight in arrived if search.landed(result, flight)]
         roots = [search for search in dict.fromkeys(search for _, search, _ in live) if search.root_unscored()]
-        views = [search.root_view() for search in roots] + [search.view(result, flight) for result, search, flight in live]
+        views = [search.root_view() for search in roots] + [
+            search.view(result, flight) for result, search, flight in live
+        ]
         try:
             scores = self.score(views)
         except BaseException:

@@ -291,4 +291,3 @@ class Search:
         self.tree.cost.seconds = self.elapsed
         self.plugins.notify("arts_finished", tree=self.tree)
         return late
-

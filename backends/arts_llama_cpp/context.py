@@ -13,7 +13,7 @@ from arts_llama_cpp.bindings import last_errors
 from arts_llama_cpp.kv import CacheFullError, KvCache, KvSequence
 from arts_llama_cpp.model import LlamaModel
 from arts_plugin.backend import FloatArray
-from arts_plugin.errors import ModelError
+from arts_plugin.errors import ArtsError, ModelError
 from arts_plugin.settings import Settings
 
 MAX_SEQUENCES = 256  # llama.cpp's own limit
@@ -44,7 +44,8 @@ class LlamaContext:
         self.model, self.features, self.lib = model, features, model.lib
         params = self.lib.llama_context_default_params()
         params.n_ctx = settings.n_ctx
-        params.n_batch = params.n_ubatch = min(max(settings.n_ubatch, settings.slots), settings.n_ctx)
+        # A batch may hold a row for each running branch, and one for each point that is about to be branched from.
+        params.n_batch = params.n_ubatch = max(min(settings.n_ubatch, settings.n_ctx), 2 * settings.slots)
         params.n_seq_max = min(MAX_SEQUENCES, self.lib.llama_max_parallel_sequences())
         params.n_threads = params.n_threads_batch = settings.n_threads or default_threads()
         params.kv_unified = True
@@ -64,7 +65,9 @@ class LlamaContext:
         self.n_threads: int = params.n_threads
         n_cells = self.lib.llama_n_ctx(self.handle)
         memory = self.lib.llama_get_memory(self.handle)
-        self.kv = KvCache(self.lib, memory, n_cells, params.n_seq_max)
+        # With `swa_full` too, llama.cpp may reuse cells of window layers that lie behind their sequence's window.
+        window = self.lib.llama_model_n_swa(model.handle)
+        self.kv = KvCache(self.lib, memory, n_cells, params.n_seq_max, window)
         self._batch = self.lib.llama_batch_init(self.n_batch, 0, 1)
         self._embeddings = features
 
@@ -107,6 +110,8 @@ class LlamaContext:
     def _decode(self, items: Sequence[tuple[KvSequence, int, bool]]) -> None:
         if len(items) > self.kv.free:
             raise CacheFullError(f"{len(items)} cells wanted, {self.kv.free} free")
+        if len(items) > self.n_batch:
+            raise ArtsError(f"a batch of {len(items)} tokens; the context takes {self.n_batch}")
         batch = self._batch
         for i, (sequence, token, output) in enumerate(items):
             batch.token[i] = token

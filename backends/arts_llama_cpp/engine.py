@@ -8,21 +8,20 @@ to obtain its hidden state and the logits from which any number of branches will
 
 from __future__ import annotations
 
-import math
 import time
 from array import array
 from collections import deque
 
 from arts_llama_cpp.context import LlamaContext, Row
+from arts_llama_cpp.ends import close, finish_short, sample
 from arts_llama_cpp.kv import CacheFullError, KvSequence
 from arts_llama_cpp.room import make_room
-from arts_llama_cpp.states import LlamaState, Point, Question, Run
-from arts_plugin.backend import EngineStats, FloatArray, Generation, OpenCost, Prompt, StepResult
+from arts_llama_cpp.states import LlamaState, Point, Question, Run, held, point_of, run_of
+from arts_plugin.backend import EngineStats, Generation, OpenCost, Prompt, StepResult
 from arts_plugin.errors import ArtsError, PromptTooLongError
-from arts_plugin.randomness import branch_key, mix, uniform
-from arts_plugin.sampling import log_normaliser, pick
-from arts_plugin.steps import Delimiter, StepEnd, StepScanner
-from arts_plugin.tree import StopReason
+from arts_plugin.randomness import branch_key, mix
+from arts_plugin.sampling import log_normaliser
+from arts_plugin.steps import Delimiter, StepScanner
 
 RECENT_PROMPTS = 4
 """Prompts whose cells outlive their question, so that the next one finds their shared beginning."""
@@ -60,12 +59,12 @@ class LlamaEngine:
 
     def open_cost(self, state: LlamaState) -> OpenCost:
         """What computing the prompt has cost so far."""
-        question = _point(state).question
+        question = point_of(state).question
         return OpenCost(question.prefilled, question.shared)
 
     def fork(self, state: LlamaState, index: int) -> LlamaState:
         """A branch that starts where `state` stands."""
-        point = _point(state)
+        point = point_of(state)
         point.users += 1
         return LlamaState(point, mix(state.key, index))
 
@@ -78,7 +77,7 @@ class LlamaEngine:
 
     def submit(self, state: LlamaState, max_tokens: int, allowance: int | None = None) -> None:
         """Queue one step."""
-        point = _point(state)
+        point = point_of(state)
         if state.run:
             raise ArtsError("the state was submitted before and is not finished")
         if max_tokens < 1:
@@ -107,7 +106,7 @@ class LlamaEngine:
 
     def refill_cost(self, state: LlamaState) -> int:
         """Tokens to compute again before a branch could start at `state`; 0 for a prompt that never was computed."""
-        point = _point(state)
+        point = point_of(state)
         if point.ready or not point.question.opened:
             return 0
         return len(point.tokens) - self.kv.best_source(point.tokens, len(point.tokens) - 1)[1]
@@ -138,18 +137,16 @@ class LlamaEngine:
             if not self._start(state, results):
                 if not self.priming and not self.running:
                     raise ArtsError(f"the KV cache of {self.kv.n_cells} cells cannot hold a single branch")
-                if not _point(state).priming:
+                if not point_of(state).priming:
                     return  # out of memory for now: what runs will make room, in order
 
     def _start(self, state: LlamaState, results: list[StepResult]) -> bool:
         """Start a queued branch if its point is ready; otherwise have the point computed first."""
-        run, point = _run(state), _point(state)
+        run, point = run_of(state), point_of(state)
         if run.started:
             return self._resume(state, results)
         if not point.ready:
-            if not point.priming:
-                self._restore(point, run)
-            return False
+            return not point.priming and self._prime(state, results)
         if not make_room(self, 0, need_id=True, keep=point):
             return False
         self.queue.remove(state)
@@ -161,8 +158,21 @@ class LlamaEngine:
         self._leave(point)
         self.running.append(state)
         if logits is not None:
-            self._sample(state, logits, float(log_normaliser(logits[None])[0]), results)
+            self._collect(sample(self, state, logits, float(log_normaliser(logits[None])[0])), results)
         return True
+
+    def _prime(self, state: LlamaState, results: list[StepResult]) -> bool:
+        """Have a queued branch's point computed; whether the branch has left the queue, as its allowance is too small."""
+        if len(self.priming) >= self.slots:
+            return False  # a batch has rows for so many
+        run = run_of(state)
+        make_room(self, 0, need_id=True)  # before its cost is known: what gives way may be what would be shared
+        if run.left() < self.refill_cost(state) + 1:
+            self.queue.remove(state)
+            self._collect(finish_short(self, state), results)
+            return True
+        self._restore(point_of(state), run)
+        return False
 
     def _sequence_from(self, point: Point) -> KvSequence | None:
         """A sequence to go on in: a copy, or the point's own if nobody else will use it."""
@@ -172,13 +182,13 @@ class LlamaEngine:
         self.points.remove(point)
         return sequence
 
-    def _restore(self, point: Point, run: Run | None) -> bool:
+    def _restore(self, point: Point, run: Run) -> None:
         """Compute a point's tokens but the last, and have the last computed in the next round's batch."""
         question = point.question
         # The shared part is copied before room is made, so that its cells cannot be among those given up.
         made = self._begin_sequence(point.tokens, len(point.tokens) - 1, keep=point)
         if made is None:
-            return False
+            return
         sequence, shared = made
         missing = len(point.tokens) - shared
         point.sequence, point.priming = sequence, True
@@ -187,14 +197,12 @@ class LlamaEngine:
         if question.opened:
             self.stats.refills += 1
             self.stats.refilled_tokens += missing
-            if run:
-                run.refilled += missing
+            run.refilled += missing
         else:
             question.opened = True
             question.prefilled, question.shared = missing, shared
             self.stats.prefilled_tokens += missing
             self.stats.shared_tokens += shared
-        return True
 
     def _begin_sequence(self, tokens: array[int], end: int, keep: Point | None = None) -> tuple[KvSequence, int] | None:
         """A sequence with the first `end` of `tokens`, and how many of them were found; None if there is no room."""
@@ -202,8 +210,8 @@ class LlamaEngine:
             return None
         source, shared = self.kv.best_source(tokens, end)
         sequence = self.kv.new(source, shared)
-        # The cell of the row that follows, and one for each branch that runs now, are wanted as well.
-        if not make_room(self, end - shared + 1 + len(self.running), keep=keep):
+        # The cell of the row that follows, and one for each other row of the next batch, are wanted as well.
+        if not make_room(self, end - shared + 1 + len(self.running) + len(self.priming), keep=keep):
             self.kv.drop(sequence)
             return None
         began = time.perf_counter()
@@ -218,11 +226,12 @@ class LlamaEngine:
 
     def _resume(self, state: LlamaState, results: list[StepResult]) -> bool:
         """Refill a branch that was paused; its pending token is computed with the next batch."""
-        run = _run(state)
+        run = run_of(state)
+        make_room(self, 0, need_id=True)
         missing = len(run.tokens) - 1 - self.kv.best_source(run.tokens, len(run.tokens) - 1)[1]
         if run.left() < missing:
             self.queue.remove(state)
-            self._finish_short(state, results)
+            self._collect(finish_short(self, state), results)
             return True
         made = self._begin_sequence(run.tokens, len(run.tokens) - 1)
         if made is None:
@@ -230,6 +239,8 @@ class LlamaEngine:
         run.sequence = made[0]
         missing = len(run.tokens) - 1 - made[1]
         run.refilled += missing
+        if run.left() < 1 and not run.closing:
+            run.closing = ("length", False)  # the pending token is the last that the budget allows
         self.stats.refills += 1
         self.stats.refilled_tokens += missing
         self.queue.remove(state)
@@ -238,7 +249,7 @@ class LlamaEngine:
 
     def pause(self, state: LlamaState) -> None:
         """Give up a running branch's cells; it goes on later from its tokens, first in the queue."""
-        run = _run(state)
+        run = run_of(state)
         self.running.remove(state)
         if run.sequence is not None:
             self.kv.drop(run.sequence)
@@ -257,8 +268,8 @@ class LlamaEngine:
     def _advance(self, results: list[StepResult]) -> None:
         while True:
             primed, branches = list(self.priming), list(self.running)
-            rows = [Row(_held(p.sequence), p.tokens[-1]) for p in primed]
-            rows += [Row(_held(_run(s).sequence), _run(s).pending) for s in branches]
+            rows = [Row(held(p.sequence), p.tokens[-1]) for p in primed]
+            rows += [Row(held(run_of(s).sequence), run_of(s).pending) for s in branches]
             make_room(self, len(rows), pause=True)
             if primed == self.priming and branches == self.running:
                 break
@@ -272,131 +283,15 @@ class LlamaEngine:
                 point.tail = [hidden[i].copy()] if not point.tail else point.tail
         self.priming.clear()
         for i, state in enumerate(branches, len(primed)):
-            run = _run(state)
+            run = run_of(state)
             if hidden is not None:
                 run.hidden.append(hidden[i].copy())
-            if run.closing:
-                self._close(state, logits[i], results)
-            else:
-                self._sample(state, logits[i], float(log_z[i]), results)
+            ended = close(self, state, logits[i]) if run.closing else sample(self, state, logits[i], float(log_z[i]))
+            self._collect(ended, results)
 
-    def _sample(self, state: LlamaState, row: FloatArray, log_z: float, results: list[StepResult]) -> None:
-        """Draw the next token of a running branch and see whether it ends the step."""
-        run, question = _run(state), _point(state).question
-        generated = len(run.tokens) - question.n_prompt
-        if not math.isfinite(log_z):
-            self._finish(state, "error", True, results, error=f"the model gave invalid logits at token {generated}")
-            return
-        sampling = question.generation.sampling
-        token = pick(row, sampling, log_z, uniform(state.key, generated))
-        run.decoded += 1
-        self.stats.decoded_tokens += 1
-        if token in self.model.eog:
-            self._finish(state, "eos", True, results)
-            return
-        run.pending = token
-        run.tokens.append(token)
-        run.step.append(token)
-        run.logprobs.append(float(row[token]) - log_z)
-        end = _scanner(run).push(self.model.piece(token))
-        if end and end.reason == "stop":
-            self._finish(state, "stop", True, results, end=end)
-        elif len(run.tokens) >= question.limit:
-            run.closing = ("length", True)
-        elif end:
-            run.closing = ("delimiter", False)
-        elif len(run.step) >= run.max_tokens or run.left() < 1:
-            run.closing = ("length", False)
-
-    def _close(self, state: LlamaState, row: FloatArray, results: list[StepResult]) -> None:
-        """The last token of a step has been computed: the state stands at its end."""
-        run = _run(state)
-        stop, terminal = run.closing or ("length", False)
-        if terminal:
-            self._finish(state, "length", True, results)
-            return
-        before = _point(state)
-        scanner = _scanner(run)
-        text = scanner.text
-        scanner.begin_step()
-        point = Point(
-            before.question, run.tokens, scanner, run.sequence, row.copy(), run.hidden[-scanner.tail_tokens - 1 :]
-        )
-        self.points.append(point)
-        run.sequence = None
-        reason: StopReason = "delimiter" if stop == "delimiter" else "length"
-        self._report(state, results, text, run.step, run.logprobs, reason, point)
-
-    def _finish_short(self, state: LlamaState, results: list[StepResult]) -> None:
-        """A paused branch whose token budget does not allow for its refill ends where it was computed last."""
-        run = _run(state)
-        kept, before = run.step[:-1], _point(state)
-        scanner = before.scanner.fork()
-        for token in kept:
-            scanner.push(self.model.piece(token))
-        text = scanner.text
-        scanner.begin_step()
-        point = Point(before.question, run.tokens[:-1], scanner, tail=run.hidden[-scanner.tail_tokens - 1 :])
-        self._report(state, results, text, kept, run.logprobs[:-1], "length", point)
-
-    def _finish(
-        self,
-        state: LlamaState,
-        stop: StopReason,
-        terminal: bool,
-        results: list[StepResult],
-        end: StepEnd | None = None,
-        error: str | None = None,
-    ) -> None:
-        """A trace has ended: nothing of it stays in the cache."""
-        run = _run(state)
-        scanner = _scanner(run)
-        keep, hidden = len(run.step), run.hidden
-        if end:
-            keep = end.keep_tokens
-            # hidden[base - 1] belongs to the last token before this step; a stop string may reach back beyond it.
-            base = len(run.hidden) - (len(run.step) - 1)
-            hidden = run.hidden[: max(1, base + keep - end.cut_tokens)]
-            scanner.cut(end)
-        text = scanner.flush()
-        if run.sequence is not None:
-            self.kv.drop(run.sequence)
-        self._report(state, results, text, run.step[:keep], run.logprobs[:keep], stop, None, hidden, end, error)
-
-    def _report(
-        self,
-        state: LlamaState,
-        results: list[StepResult],
-        text: str,
-        step: list[int],
-        logprobs: list[float],
-        stop: StopReason,
-        point: Point | None,
-        hidden: list[FloatArray] | None = None,
-        end: StepEnd | None = None,
-        error: str | None = None,
-    ) -> None:
-        run = _run(state)
-        if state in self.running:
-            self.running.remove(state)
-        last = (hidden if hidden is not None else point.tail if point else [])[-1:]
-        state.run, state.point = None, point
-        results.append(
-            StepResult(
-                state=state,
-                text=text,
-                token_ids=tuple(step),
-                logprob=math.fsum(logprobs),
-                stop=stop,
-                terminal=point is None,
-                feature=last[0] if last else None,
-                decoded=run.decoded,
-                refilled=run.refilled,
-                cut_chars=end.cut_chars if end else 0,
-                cut_tokens=end.cut_tokens if end else 0,
-                error=error,
-            )
-        )
+    def _collect(self, ended: StepResult | None, results: list[StepResult]) -> None:
+        if ended:
+            results.append(ended)
 
     # Ends of lives.
     def _leave(self, point: Point) -> None:
@@ -426,27 +321,3 @@ class LlamaEngine:
         self.recent.append(sequence)
         if len(self.recent) > RECENT_PROMPTS:
             self.kv.drop(self.recent.popleft())
-
-
-def _point(state: LlamaState) -> Point:
-    if state.point is None:
-        raise ArtsError("the state has ended, or was dropped or cancelled")
-    return state.point
-
-
-def _run(state: LlamaState) -> Run:
-    if state.run is None:
-        raise ArtsError("the state is not submitted")
-    return state.run
-
-
-def _held(sequence: KvSequence | None) -> KvSequence:
-    if sequence is None:
-        raise ArtsError("a running branch has lost its sequence")
-    return sequence
-
-
-def _scanner(run: Run) -> StepScanner:
-    if run.scanner is None:
-        raise ArtsError("the branch has not started")
-    return run.scanner

@@ -66,7 +66,7 @@ def _data_offset(file: BinaryIO, path: Path) -> int:
             _string(file)
             file.seek(_int(file, 4) * 8 + 4 + 8, 1)
         return -(-file.tell() // alignment) * alignment
-    except (struct.error, KeyError, ZeroDivisionError) as error:
+    except (struct.error, KeyError, ZeroDivisionError, OverflowError, MemoryError, OSError) as error:
         raise ModelError(f"{path} has a damaged GGUF header: {error!r}") from error
 
 

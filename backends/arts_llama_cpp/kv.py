@@ -37,11 +37,12 @@ class KvCache:
         lib: the llama_cpp module (or a stand-in with its `llama_memory_*` functions).
         memory: handle of the context's memory.
         n_cells, n_sequences: its capacity.
+        window: how far back a sliding-window layer sees, in tokens; 0 if the model has none.
     """
 
-    def __init__(self, lib: Any, memory: Any, n_cells: int, n_sequences: int) -> None:
+    def __init__(self, lib: Any, memory: Any, n_cells: int, n_sequences: int, window: int = 0) -> None:
         self._lib, self._memory = lib, memory
-        self.n_cells = n_cells
+        self.n_cells, self._window = n_cells, window
         self._references = np.zeros(n_cells, dtype=np.int32)
         self._free_cells = array("i", range(n_cells - 1, -1, -1))
         self._free_ids = list(range(n_sequences - 1, -1, -1))
@@ -119,9 +120,16 @@ class KvCache:
         best, length = None, 0
         for sequence in self.sequences.values():
             shared = _common_prefix(_view(sequence.tokens), wanted)
-            if shared > length:
+            if shared > length and self._whole(sequence, shared):
                 best, length = sequence, shared
         return best, length
+
+    def _whole(self, sequence: KvSequence, length: int) -> bool:
+        """Whether what the first `length` tokens leave in a sliding window has not been overwritten."""
+        if self._window == 0 or length == len(sequence):
+            return True
+        first = int(self._lib.llama_memory_seq_pos_min(self._memory, sequence.id))
+        return first <= max(0, length - self._window)
 
 
 def _view(values: array[int]) -> npt.NDArray[np.int32]:

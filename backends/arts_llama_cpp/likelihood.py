@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -73,19 +73,27 @@ def _score_context(engine: LlamaEngine, context: array[int], scores: list[_Score
     if not scores:
         return
     base = engine.begin_sequence(context)
-    if base is None or not make_room(engine, 1):
+    if base is None:
         raise ArtsError(f"the KV cache of {engine.kv.n_cells} cells cannot hold a context of {len(context)} tokens")
-    logits, _ = engine.context.rows([Row(base, context[-1])], features=False)
-    log_z = float(log_normaliser(logits)[0])
-    for score in scores:
-        score.add(logits[0], log_z)
-    _score_rest(engine, base, [score for score in scores if len(score.continuation) > 1])
-    engine.keep_recent(base)
+    try:
+        make_room(engine, 1)
+        logits, _ = engine.context.rows([Row(base, context[-1])], features=False)
+        log_z = float(log_normaliser(logits)[0])
+        for score in scores:
+            score.add(logits[0], log_z)
+        _score_rest(engine, base, [score for score in scores if len(score.continuation) > 1])
+    finally:
+        engine.keep_recent(base)
 
 
 def _score_rest(engine: LlamaEngine, base: KvSequence, scores: list[_Score]) -> None:
     """Compute the continuations in batches of as many rows as may be, each in a fork of `base`."""
-    for batch in _batches([(score, token) for score in scores for token in score.continuation[:-1]]):
+    rows = [(score, token) for score in scores for token in score.continuation[:-1]]
+    while rows:
+        # Only the first may have been begun by an earlier batch, whose cells count as well.
+        cells = engine.kv.n_cells - len(base) - (rows[0][0].done - 1)
+        size = min(MAX_ROWS, engine.context.n_batch, cells)
+        batch, rows = rows[:size], rows[size:]
         sequences: dict[int, KvSequence] = {}
         for score, _ in batch:
             if score.index not in sequences:
@@ -109,8 +117,3 @@ def _sequence_for(engine: LlamaEngine, base: KvSequence, score: _Score) -> KvSeq
     if length < len(done):
         raise ArtsError("the beginning of a continuation was given up while it was scored")
     return engine.kv.new(source, length)
-
-
-def _batches(rows: list[tuple[_Score, int]]) -> Iterator[list[tuple[_Score, int]]]:
-    for start in range(0, len(rows), MAX_ROWS):
-        yield rows[start : start + MAX_ROWS]

@@ -14,8 +14,8 @@ from arts_plugin.backend import Message, ModelInfo, Prompt
 from arts_plugin.errors import ModelError, PromptTooLongError
 from arts_plugin.settings import Settings
 
-_CONTROL = 1 << 3  # LLAMA_TOKEN_ATTR_CONTROL
-_USER_DEFINED = 1 << 4
+# LLAMA_TOKEN_ATTR_*: what the tokeniser finds in text when it is told to look for special tokens.
+_UNKNOWN, _CONTROL, _USER_DEFINED = 1 << 0, 1 << 3, 1 << 4
 
 
 class LlamaModel:
@@ -185,11 +185,12 @@ class LlamaModel:
     def _special_pattern(self) -> re.Pattern[str]:
         if self._special is None:
             attr = self.lib.llama_vocab_get_attr
-            ids = (t for t in range(self.n_vocab) if attr(self.vocab, t) & (_CONTROL | _USER_DEFINED))
+            ids = (t for t in range(self.n_vocab) if attr(self.vocab, t) & (_UNKNOWN | _CONTROL | _USER_DEFINED))
             texts = sorted({self._token_text(t) for t in ids} - {""}, key=len, reverse=True)
             # Runs of white space are user-defined tokens in some vocabularies; those are anybody's to write.
             texts = [text for text in texts if text.strip()]
-            self._special = re.compile("|".join(map(re.escape, texts)) or r"(?!)")
+            # A user's own private-use character must not pass for the mark of a hidden text.
+            self._special = re.compile("|".join(map(re.escape, [*texts, "\ue000"])))
         return self._special
 
     def close(self) -> None:

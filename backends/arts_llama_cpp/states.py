@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 
 from arts_llama_cpp.kv import KvSequence
 from arts_plugin.backend import FloatArray, Generation
+from arts_plugin.errors import ArtsError
 from arts_plugin.steps import Delimiter, StepScanner
+from arts_plugin.tree import StopReason
 
 
 @dataclass(slots=True, eq=False)
@@ -92,7 +94,7 @@ class Run:
         tokens: prompt, trace and this step, the sampled but not yet computed `pending` token included.
         step: this step's tokens; `logprobs` theirs.
         hidden: the point's tail and the hidden states of this step's computed tokens.
-        closing: why the step will end once its last token has been computed.
+        closing: why the step will end once its last token has been computed, and whether its trace does.
     """
 
     max_tokens: int
@@ -105,10 +107,38 @@ class Run:
     logprobs: list[float] = field(default_factory=list)
     hidden: list[FloatArray] = field(default_factory=list)
     pending: int = -1
-    closing: tuple[str, bool] | None = None
+    closing: tuple[StopReason, bool] | None = None
     decoded: int = 0
     refilled: int = 0
 
     def left(self) -> float:
         """Tokens that it may still cost."""
         return math.inf if self.allowance is None else self.allowance - self.decoded - self.refilled
+
+
+def point_of(state: LlamaState) -> Point:
+    """Where a state stands, or started."""
+    if state.point is None:
+        raise ArtsError("the state has ended, or was dropped or cancelled")
+    return state.point
+
+
+def run_of(state: LlamaState) -> Run:
+    """The step that a state was submitted for."""
+    if state.run is None:
+        raise ArtsError("the state is not submitted")
+    return state.run
+
+
+def scanner_of(run: Run) -> StepScanner:
+    """The scanner of a branch that has started."""
+    if run.scanner is None:
+        raise ArtsError("the branch has not started")
+    return run.scanner
+
+
+def held(sequence: KvSequence | None) -> KvSequence:
+    """A sequence that must be there."""
+    if sequence is None:
+        raise ArtsError("a running branch has lost its sequence")
+    return sequence

@@ -75,7 +75,9 @@ def main() -> None:
         cost = sum(t.cost.decoded_tokens for t in trees) / len(trees)
         length = [len(x.token_ids) for t in trees for x in t.trajectories()]
         cut = sum(x.stop == "length" for t in trees for x in t.trajectories())
-        print(f"{strategy}: {cost:.0f} tokens a question, {sum(length) / len(length):.0f} a trace, {cut}/{len(length)} cut")
+        print(
+            f"{strategy}: {cost:.0f} tokens a question, {sum(length) / len(length):.0f} a trace, {cut}/{len(length)} cut"
+        )
     print(f"\n{len(rows)} questions, {Path(args.model).name}; percent, 95 % bootstrap interval over questions")
     for name, values in table.items():
         print(f"{name:>24} {bootstrap(values)}")

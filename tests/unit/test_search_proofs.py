@@ -380,7 +380,7 @@ def test_a_larger_pool_begins_with_the_smaller_one(plugins: Plugins) -> None:
 
 @pytest.mark.parametrize("strategy", STRATEGIES[:3], ids=["arts", "systematic", "narrow"])
 def test_a_larger_search_begins_with_the_smaller_one(strategy: dict[str, object], plugins: Plugins) -> None:
-    script = random_script(4)
+    script = random_script(4, depth=4, fan=7)
     small, large = (
         search(ScriptedBackend(script), plugins, **{**strategy, "budget_trajectories": n})  # type: ignore[arg-type]
         for n in (6, 14)

@@ -1,0 +1,132 @@
+"""How a running branch draws its next token, and how its step or trace ends."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from arts_llama_cpp.states import LlamaState, Point, point_of, run_of, scanner_of
+from arts_plugin.backend import FloatArray, StepResult
+from arts_plugin.randomness import uniform
+from arts_plugin.sampling import pick
+from arts_plugin.steps import StepEnd
+from arts_plugin.tree import StopReason
+
+if TYPE_CHECKING:
+    from arts_llama_cpp.engine import LlamaEngine
+
+
+def sample(engine: LlamaEngine, state: LlamaState, row: FloatArray, log_z: float) -> StepResult | None:
+    """Draw the next token of a running branch; the result if that ends its trace.
+
+    A token that ends the step but not the trace, or reaches a limit, sets `closing`: it is still to be computed.
+    """
+    run, question = run_of(state), point_of(state).question
+    generated = len(run.tokens) - question.n_prompt
+    if not math.isfinite(log_z):
+        return _finish(engine, state, "error", error=f"the model gave invalid logits at token {generated}")
+    sampling = question.generation.sampling
+    token = pick(row, sampling, log_z, uniform(state.key, generated))
+    run.decoded += 1
+    engine.stats.decoded_tokens += 1
+    if token in engine.model.eog:
+        return _finish(engine, state, "eos")
+    run.pending = token
+    run.tokens.append(token)
+    run.step.append(token)
+    run.logprobs.append(float(row[token]) - log_z)
+    end = scanner_of(run).push(engine.model.piece(token))
+    if end and end.reason == "stop":
+        return _finish(engine, state, "stop", end=end)
+    if len(run.tokens) >= question.limit:
+        run.closing = ("length", True)
+    elif end:
+        run.closing = ("delimiter", False)
+    elif len(run.step) >= run.max_tokens or run.left() < 1:
+        run.closing = ("length", False)
+    return None
+
+
+def close(engine: LlamaEngine, state: LlamaState, row: FloatArray) -> StepResult:
+    """The last token of a step has been computed: the state stands at its end."""
+    run = run_of(state)
+    reason, terminal = run.closing or ("length", False)
+    if terminal:
+        return _finish(engine, state, "length")
+    scanner = scanner_of(run)
+    text = scanner.text
+    scanner.begin_step()
+    tail = run.hidden[-scanner.tail_tokens - 1 :]
+    point = Point(point_of(state).question, run.tokens, scanner, run.sequence, row.copy(), tail)
+    engine.points.append(point)
+    run.sequence = None
+    return _report(engine, state, text, len(run.step), reason, point, tail)
+
+
+def finish_short(engine: LlamaEngine, state: LlamaState) -> StepResult:
+    """A branch whose token budget does not allow for its refill ends where it was computed last: an empty step, if it
+    never ran."""
+    run, before = run_of(state), point_of(state)
+    if not run.started:
+        before.waiting -= 1
+        return _report(engine, state, "", 0, "length", before, before.tail)
+    kept = len(run.step) - 1
+    scanner = before.scanner.fork()
+    for token in run.step[:kept]:
+        scanner.push(engine.model.piece(token))
+    text = scanner.text
+    scanner.begin_step()
+    tail = run.hidden[-scanner.tail_tokens - 1 :]
+    point = Point(before.question, run.tokens[:-1], scanner, tail=tail)
+    return _report(engine, state, text, kept, "length", point, tail)
+
+
+def _finish(
+    engine: LlamaEngine, state: LlamaState, stop: StopReason, end: StepEnd | None = None, error: str | None = None
+) -> StepResult:
+    """A trace has ended: nothing of it stays in the cache."""
+    run = run_of(state)
+    scanner = scanner_of(run)
+    keep, hidden = len(run.step), run.hidden
+    if end:
+        keep = end.keep_tokens
+        # hidden[base - 1] belongs to the last token before this step; a stop string may reach back beyond it.
+        base = len(run.hidden) - (len(run.step) - 1)
+        hidden = run.hidden[: max(1, base + keep - end.cut_tokens)]
+        scanner.cut(end)
+    text = scanner.flush()
+    if run.sequence is not None:
+        engine.kv.drop(run.sequence)
+    return _report(engine, state, text, keep, stop, None, hidden, end, error)
+
+
+def _report(
+    engine: LlamaEngine,
+    state: LlamaState,
+    text: str,
+    keep: int,
+    stop: StopReason,
+    point: Point | None,
+    hidden: list[FloatArray],
+    end: StepEnd | None = None,
+    error: str | None = None,
+) -> StepResult:
+    """Put `state` to rest at `point` (None: its trace is over) with the first `keep` tokens of its step."""
+    run = run_of(state)
+    if state in engine.running:
+        engine.running.remove(state)
+    state.run, state.point = None, point
+    return StepResult(
+        state=state,
+        text=text,
+        token_ids=tuple(run.step[:keep]),
+        logprob=math.fsum(run.logprobs[:keep]),
+        stop=stop,
+        terminal=point is None,
+        feature=hidden[-1] if hidden else None,
+        decoded=run.decoded,
+        refilled=run.refilled,
+        cut_chars=end.cut_chars if end else 0,
+        cut_tokens=end.cut_tokens if end else 0,
+        error=error,
+    )

@@ -1,0 +1,188 @@
+"""What lm-eval hands over and gets back, without a model: gen_kwargs, model_args, and strings that carry more."""
+
+import copy
+import logging
+import pickle
+from typing import Any
+
+import pytest
+
+pytest.importorskip("lm_eval")
+
+from arts_plugin.errors import SettingsError
+from arts_plugin.lm_eval.answer import Answer, handed_out
+from arts_plugin.lm_eval.model import _settings
+from arts_plugin.lm_eval.requests import ChatPrompt, Request, read_gen_kwargs
+from arts_plugin.settings import Settings
+from arts_plugin.tree import ReasoningTree
+
+STOCK = {"until": ["Question:", "</s>"], "do_sample": False, "temperature": 0.0}
+
+
+def tree_of(*finished: tuple[str, int], unfinished: tuple[str, ...] = (), **values: Any) -> ReasoningTree:
+    """A flat tree with one finished leaf for each (text, count); the second one is chosen, if there is one."""
+    tree = ReasoningTree(strategy="arts", select="flow", scorer="logprob", **values)
+    for text, count in finished:
+        tree.add(0, text=text, count=count, terminal=True, stop="eos", token_ids=[1, 2], logprob=-1.0)
+    for text in unfinished:
+        tree.add(0, text=text, stop="delimiter")
+    tree.chosen = min(2, len(tree.nodes) - 1) or None
+    return tree
+
+
+class TestGenKwargs:
+    """`read_gen_kwargs`."""
+
+    def test_stock_tasks_do_not_make_the_search_greedy(self, caplog: pytest.LogCaptureFixture) -> None:
+        said: set[str] = set()
+        with caplog.at_level(logging.WARNING, "lm_eval.arts"):
+            settings, stops = read_gen_kwargs(STOCK, Settings(), said)
+            read_gen_kwargs(STOCK, Settings(), said)
+        assert settings == Settings()
+        assert stops == ("Question:", "</s>")
+        (record,) = caplog.records
+        assert "do_sample, temperature do not touch the search" in record.message
+        assert "temperature=0.6" in record.message
+
+    def test_greedy_has_nothing_to_say(self, caplog: pytest.LogCaptureFixture) -> None:
+        read_gen_kwargs(STOCK, Settings(strategy="greedy"), set())
+        read_gen_kwargs({**STOCK, "arts_strategy": "greedy"}, Settings(), set())
+        assert not caplog.records
+
+    def test_the_temperature_it_names_is_the_one_in_force(self, caplog: pytest.LogCaptureFixture) -> None:
+        read_gen_kwargs({"do_sample": True, "arts_temperature": 0.9}, Settings(), set())
+        assert "temperature=0.9" in caplog.text
+
+    @pytest.mark.parametrize(
+        ("until", "stops"),
+        [("END", ("END",)), (["a", "", "b"], ("a", "b")), (None, ()), ([], ()), ([7], ("7",))],
+    )
+    def test_until(self, until: object, stops: tuple[str, ...]) -> None:
+        assert read_gen_kwargs({"until": until}, Settings(), set())[1] == stops
+
+    @pytest.mark.parametrize("name", ["max_gen_toks", "max_new_tokens", "max_tokens"])
+    def test_length(self, name: str) -> None:
+        assert read_gen_kwargs({name: "77"}, Settings(), set())[0].max_gen_toks == 77
+
+    def test_our_own_length_comes_first(self) -> None:
+        kwargs = {"arts_max_gen_toks": 5, "max_gen_toks": 77}
+        assert read_gen_kwargs(kwargs, Settings(), set())[0].max_gen_toks == 5
+
+    def test_overrides(self) -> None:
+        kwargs = {"arts_width": "4", "arts_budget_trajectories": 16.0, "arts_delimiter": "\\n\\n"}
+        settings, _ = read_gen_kwargs(kwargs, Settings(beta=2.0), set())
+        assert (settings.width, settings.budget_trajectories, settings.delimiter, settings.beta) == (4, 16, "\n\n", 2.0)
+
+    @pytest.mark.parametrize("name", ["slots", "model", "trace", "n_ctx", "verifier", "flash_attn", "n_ubatch"])
+    def test_what_belongs_to_the_run(self, name: str) -> None:
+        with pytest.raises(SettingsError, match=f"arts_{name} in gen_kwargs.*--model_args"):
+            read_gen_kwargs({f"arts_{name}": 1}, Settings(), set())
+
+    def test_unknown_override(self) -> None:
+        with pytest.raises(SettingsError, match=r"'widht'.*did you mean 'width'"):
+            read_gen_kwargs({"arts_widht": 4}, Settings(), set())
+
+    def test_other_keys_are_named_once(self, caplog: pytest.LogCaptureFixture) -> None:
+        said: set[str] = set()
+        for _ in range(2):
+            read_gen_kwargs({"until": ["x"], "arts_width": 3, "stop_words": 1}, Settings(), said)
+        assert [record.message for record in caplog.records] == [
+            "gen_kwargs stop_words mean nothing to the arts model and are ignored"
+        ]
+
+    def test_left_as_they_are(self) -> None:
+        kwargs = {**STOCK, "arts_width": 4, "max_gen_toks": 3}
+        before = copy.deepcopy(kwargs)
+        read_gen_kwargs(kwargs, Settings(), set())
+        assert kwargs == before
+
+
+class TestModelArgs:
+    """Values as lm-eval's command line and API make them."""
+
+    def test_coercion(self) -> None:
+        raw = {"n_gpu_layers": -1.0, "slots": "8", "budget_tokens": "none", "delimiter": "\\n\\n", "seed": 7}
+        settings = _settings(raw)
+        assert (settings.n_gpu_layers, settings.slots, settings.budget_tokens) == (-1, 8, None)
+        assert (settings.delimiter, settings.seed) == ("\n\n", 7)
+        assert _settings({"n_gpu_layers": "-1.0"}).n_gpu_layers == -1
+
+    @pytest.mark.parametrize(
+        "host", [{"device": "cuda:0"}, {"device": "cpu"}, {"batch_size": "auto"}, {"batch_size": "8"}]
+    )
+    def test_what_lm_eval_adds(self, host: dict[str, Any]) -> None:
+        assert _settings({**host, "max_batch_size": None}) == Settings()
+
+    @pytest.mark.parametrize("name", ["model", "pretrained", "path"])
+    def test_names_of_the_model(self, name: str) -> None:
+        assert _settings({name: "m.gguf"}).model == "m.gguf"
+
+    def test_two_names_of_the_model(self) -> None:
+        with pytest.raises(SettingsError, match="pretrained and another name of model"):
+            _settings({"model": "a", "pretrained": "b"})
+
+    def test_unknown(self) -> None:
+        with pytest.raises(SettingsError, match=r"unknown argument 'budget_trajectory'.*'budget_trajectories'"):
+            _settings({"budget_trajectory": 8})
+
+
+class TestAnswer:
+    """Strings that carry a tree's trajectories through lm-eval."""
+
+    def test_one_positional_argument(self) -> None:
+        answer = Answer.of(tree_of(("a", 1), ("b", 2)))
+        gold: Any = type(answer)("x")
+        assert gold == "x" and (gold.trajectories, gold.cost, gold.search) == ([], {}, {})
+        assert type(answer)() == ""
+
+    @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+    def test_pickling(self, protocol: int) -> None:
+        answer = Answer.of(tree_of(("a", 1), ("b", 2)))
+        for twin in (pickle.loads(pickle.dumps(answer, protocol)), copy.deepcopy(answer)):
+            assert type(twin) is Answer and twin == "b"
+            assert [(t["text"], t["count"], t["chosen"]) for t in twin.trajectories] == [("a", 1, False), ("b", 2, True)]
+            assert (twin.trajectories, twin.cost, twin.search) == (answer.trajectories, answer.cost, answer.search)
+
+    def test_chat_prompt(self) -> None:
+        messages = [{"role": "user", "content": "hi"}]
+        prompt = ChatPrompt("<|user|>hi", messages, False)
+        twin = pickle.loads(pickle.dumps(prompt))
+        assert type(twin) is ChatPrompt and twin == "<|user|>hi"
+        assert (twin.messages, twin.add_generation_prompt) == (messages, False)
+        plain = type(prompt)("text")
+        assert plain == "text" and plain.messages == []
+
+    def test_equal_questions_are_equal_wherever_they_stand(self) -> None:
+        one, two = Request("q", Settings(), ("s",), 1, 0), Request("q", Settings(), ("s",), 1, 9)
+        assert one == two and hash(one) == hash(two)
+        assert one != Request("q", Settings(), ("s",), 2, 0)
+
+
+class TestHandedOut:
+    """`repeats: N`."""
+
+    def test_the_chosen_one_first(self) -> None:
+        assert handed_out(tree_of(("a", 1), ("b", 1), ("c", 1)), 3) == ["b", "a", "c"]
+
+    def test_as_often_as_drawn(self) -> None:
+        assert handed_out(tree_of(("a", 2), ("b", 2)), 4) == ["b", "a", "a", "b"]
+
+    def test_as_many_as_asked_for(self) -> None:
+        assert handed_out(tree_of(("a", 1), ("b", 1), ("c", 1)), 1) == ["b"]
+
+    def test_unfinished_ones_follow_then_nothing(self) -> None:
+        answers = handed_out(tree_of(("a", 1), ("b", 1), unfinished=("c",)), 5)
+        assert answers == ["b", "a", "c", "", ""]
+        assert all(len(answer.trajectories) == 2 for answer in answers)
+
+    def test_nothing_finished(self) -> None:
+        assert handed_out(tree_of(unfinished=("a", "b")), 3) == ["b", "a", ""]
+
+    def test_greedy_would_find_the_same_again(self) -> None:
+        tree = tree_of(("a", 1))
+        tree.strategy = "greedy"
+        assert handed_out(tree, 3) == ["a", "a", "a"]
+
+    def test_refused(self) -> None:
+        (answer,) = handed_out(tree_of(error="too long"), 1)
+        assert answer == "" and answer.search["error"] == "too long" and answer.trajectories == []

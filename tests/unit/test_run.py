@@ -1,0 +1,172 @@
+"""A run folder: what is kept, what is cut off, what is refused."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arts_plugin.errors import ArtsError, RunFolderError
+from arts_plugin.run import RunFolder, read_trees, versions
+from arts_plugin.settings import Settings
+from arts_plugin.tree import ReasoningTree
+
+MODEL = {"name": "m", "digest": "sha256:00"}
+
+
+def a_tree(text: str) -> ReasoningTree:
+    tree = ReasoningTree(prompt=text)
+    tree.chosen = tree.add(0, text=f"{text}\u2028\n", terminal=True, stop="eos", logprob=float("-inf")).id
+    return tree
+
+
+def opened(path: Path, settings: Settings | None = None, **model: Any) -> RunFolder:
+    return RunFolder(path, settings or Settings(), {**MODEL, **model})
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A finished run of three trees."""
+    path = tmp_path / "deep" / "run"
+    folder = opened(path)
+    for key in "abc":
+        folder.put(key, a_tree(key))
+    folder.close()
+    return path
+
+
+def test_trees_come_back(run: Path) -> None:
+    before = (run / "trees.jsonl").read_bytes()
+    folder = opened(run)
+    assert len(folder) == 3
+    for key in "bca":
+        tree = folder.get(key)
+        assert tree is not None and tree.prompt == key and tree.meta["key"] == key
+        assert tree.nodes[1].logprob == float("-inf")
+    assert folder.get("d") is None
+    folder.put("d", a_tree("d"))
+    assert folder.get("a") is not None and folder.get("d") is not None
+    folder.close()
+    assert (run / "trees.jsonl").read_bytes().startswith(before)
+    assert [tree.prompt for tree in read_trees(run)] == list("abcd")
+
+
+def test_written_when_put_returns(tmp_path: Path) -> None:
+    folder = opened(tmp_path)
+    folder.put("a", a_tree("a"))
+    assert [tree.prompt for tree in read_trees(tmp_path)] == ["a"]
+    folder.close()
+
+
+def test_record_of_the_run(run: Path) -> None:
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    assert Settings.of(record["settings"]) == Settings()
+    assert record["model"] == MODEL
+    assert record["versions"] == versions() and "python" in record["versions"]
+    assert not list(run.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("tail", [b"{", b'{"version":1,"prompt":"half', b"x" * 200_000])
+def test_half_a_line_is_cut_off(run: Path, tail: bytes) -> None:
+    file = run / "trees.jsonl"
+    whole = file.read_bytes()
+    file.write_bytes(whole + tail)
+    assert [tree.prompt for tree in read_trees(run)] == list("abc")
+    folder = opened(run)
+    assert len(folder) == 3
+    folder.close()
+    assert file.read_bytes() == whole
+
+
+def test_nothing_but_half_a_line(tmp_path: Path) -> None:
+    opened(tmp_path).close()
+    (tmp_path / "trees.jsonl").write_bytes(b'{"half"')
+    folder = opened(tmp_path)
+    assert len(folder) == 0
+    folder.close()
+    assert (tmp_path / "trees.jsonl").read_bytes() == b""
+
+
+@pytest.mark.parametrize("line", [b"nonsense\n", b"\n", b"[1]\n", b'{"meta":{}}\n', b"\xff\xfe\n"])
+def test_damage_in_the_middle_is_refused_with_its_line(run: Path, line: bytes) -> None:
+    file = run / "trees.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join([lines[0], line, *lines[2:]]))
+    before = file.read_bytes()
+    with pytest.raises(RunFolderError, match="line 2"):
+        opened(run)
+    with pytest.raises(ArtsError, match="line 2"):
+        list(read_trees(run))
+    assert file.read_bytes() == before
+    file.write_bytes(b"".join(lines))
+    opened(run).close()  # the lock went with the failure
+
+
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    program = """
+        import sys
+        from arts_plugin.errors import RunFolderError
+        from arts_plugin.run import RunFolder
+        from arts_plugin.settings import Settings
+        try:
+            RunFolder(sys.argv[1], Settings(), {"digest": "sha256:00"})
+        except RunFolderError as error:
+            print(error)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)]
+    folder = opened(tmp_path)
+    folder.put("a", a_tree("a"))
+    refused = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "another process" in refused.stdout and str(tmp_path) in refused.stdout
+    folder.close()
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == ""
+
+
+def test_twice_in_one_process(tmp_path: Path) -> None:
+    folder = opened(tmp_path)
+    with pytest.raises(RunFolderError, match="another process"):
+        opened(tmp_path)
+    folder.close()
+
+
+def test_other_weights(run: Path) -> None:
+    with pytest.raises(RunFolderError, match=r"the model was 'm' and is 'n' \(sha256:00 / sha256:11\)"):
+        opened(run, name="n", digest="sha256:11")
+    opened(run, name="the same weights in another file").close()
+
+
+def test_other_settings_are_named(run: Path) -> None:
+    with pytest.raises(RunFolderError) as caught:
+        opened(run, Settings(width=5, seed=1))
+    message = str(caught.value)
+    assert "width was 2 and is 5" in message and "seed was 0 and is 1" in message
+    assert "beta" not in message
+    assert len(list(read_trees(run))) == 3
+
+
+def test_where_and_how_fast_may_differ(run: Path) -> None:
+    settings = replace(Settings(), model="elsewhere.gguf", n_threads=3, n_gpu_layers=-1, n_ubatch=64, trace="x")
+    folder = opened(run, settings)
+    assert len(folder) == 3
+    folder.close()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"settings": {}, "model": null}', '{"settings": 3, "model": {}}'])
+def test_damaged_record(run: Path, text: str) -> None:
+    (run / "run.json").write_text(text, encoding="utf-8")
+    with pytest.raises(RunFolderError, match=r"run\.json cannot be read"):
+        opened(run)
+
+
+def test_not_a_run(tmp_path: Path) -> None:
+    with pytest.raises(ArtsError, match=r"no trees\.jsonl"):
+        list(read_trees(tmp_path / "nowhere"))
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(RunFolderError, match=str(os.fspath(file))):
+        opened(file)
