@@ -32,8 +32,11 @@ class RunFolder:
 
     def __init__(self, path: str | Path, settings: Settings, model: dict[str, Any]) -> None:
         self.path = Path(path)
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._file: BinaryIO = (self.path / TREES_FILE).open("a+b")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._file: BinaryIO = (self.path / TREES_FILE).open("a+b")
+        except OSError as error:
+            raise RunFolderError(f"trace={self.path} cannot be a run folder: {error}") from error
         try:
             self._lock()
             self._check(settings, model)
@@ -59,6 +62,8 @@ class RunFolder:
         mine = settings.shaping()
         file = self.path / RUN_FILE
         if not file.exists():
+            if self._file.seek(0, os.SEEK_END):
+                raise RunFolderError(f"{self.path} has a {TREES_FILE} without a {RUN_FILE}; use another trace=")
             record = {
                 "version": 1,
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -74,7 +79,7 @@ class RunFolder:
             record = json.loads(file.read_text(encoding="utf-8"))
             theirs = {name: value for name, value in record["settings"].items() if name in mine}
             digest = record["model"]["digest"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunFolderError(
                 f"{file} cannot be read ({error!r}); use another trace=, or remove the folder"
             ) from error
@@ -84,9 +89,8 @@ class RunFolder:
             if mine.get(name) != theirs.get(name)
         ]
         if digest != model["digest"]:
-            differ.append(
-                f"the model was {record['model'].get('name')!r} and is {model.get('name')!r} ({digest} / {model['digest']})"
-            )
+            was, name = record["model"].get("name"), model.get("name")
+            differ.append(f"the model was {was!r} and is {name!r} ({digest} / {model['digest']})")
         if differ:
             raise RunFolderError(
                 f"{self.path} holds a run with other settings: {'; '.join(differ)}. Use another trace="

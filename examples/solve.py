@@ -1,6 +1,6 @@
 """Search one question from Python and print the steps as they come.
 
-    python examples/solve.py [MODEL.gguf]
+python examples/solve.py [MODEL.gguf]
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ def main() -> None:
             for node in event.nodes:
                 print(f"step {node.step}, score {node.log_flow:.2f}: {node.text.strip()!r}")
             if event.kind == "finished":
-                print(f"{event.tree.n_finished} finished, answer {event.tree.answer!r}, {event.tree.cost.decoded_tokens} tokens")
+                print(
+                    f"{event.tree.n_finished} finished, answer {event.tree.answer!r}, {event.tree.cost.decoded_tokens} tokens"
+                )
 
 
 if __name__ == "__main__":

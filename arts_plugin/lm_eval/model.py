@@ -31,7 +31,7 @@ _MADE_WITH, _REFUSED = "arts: made with", "arts: refused"
 """Our own entries in lm-eval's cache, beside the answers."""
 
 
-class ArtsLM(TemplateLM):  # type: ignore[misc]
+class ArtsLM(TemplateLM):
     """Amortized Reasoning Tree Search as an lm-eval model.
 
     Args:

@@ -43,10 +43,12 @@ class LlamaContext:
     def __init__(self, model: LlamaModel, settings: Settings, features: bool) -> None:
         self.model, self.features, self.lib = model, features, model.lib
         params = self.lib.llama_context_default_params()
-        params.n_ctx = settings.n_ctx
-        # A batch may hold a row for each running branch, and one for each point that is about to be branched from.
-        params.n_batch = params.n_ubatch = max(min(settings.n_ubatch, settings.n_ctx), 2 * settings.slots)
         params.n_seq_max = min(MAX_SEQUENCES, self.lib.llama_max_parallel_sequences())
+        # llama.cpp aborts the process if a batch (or the context) is smaller than the sequences are many. That is also
+        # as many rows as the engine ever asks for: one for each running branch and each point to be branched from.
+        params.n_ctx = max(settings.n_ctx, params.n_seq_max)
+        params.n_batch = max(settings.n_ubatch, params.n_seq_max)
+        params.n_ubatch = settings.n_ubatch
         params.n_threads = params.n_threads_batch = settings.n_threads or default_threads()
         params.kv_unified = True
         params.swa_full = True  # forks and refills need what a sliding window would have thrown away

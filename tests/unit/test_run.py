@@ -163,6 +163,13 @@ def test_damaged_record(run: Path, text: str) -> None:
         opened(run)
 
 
+def test_trees_of_unknown_settings(run: Path) -> None:
+    (run / "run.json").unlink()
+    with pytest.raises(RunFolderError, match=r"trees\.jsonl without a run\.json"):
+        opened(run)
+    assert len(list(read_trees(run))) == 3
+
+
 def test_not_a_run(tmp_path: Path) -> None:
     with pytest.raises(ArtsError, match=r"no trees\.jsonl"):
         list(read_trees(tmp_path / "nowhere"))
