@@ -32,7 +32,9 @@ class LlamaCppBackend(LlamaEngine):
 
     def __init__(self, settings: Settings, *, features: bool = False) -> None:
         if settings.slots > MAX_SLOTS:
-            raise SettingsError(f"slots is {settings.slots}; llama.cpp's {MAX_SEQUENCES} sequences allow for {MAX_SLOTS}")
+            raise SettingsError(
+                f"slots is {settings.slots}; llama.cpp's {MAX_SEQUENCES} sequences allow for {MAX_SLOTS}"
+            )
         path = locate(settings.model)
         model = LlamaModel(path, settings)
         try:

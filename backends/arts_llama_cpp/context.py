@@ -65,7 +65,7 @@ class LlamaContext:
             )
         self.n_batch: int = self.lib.llama_n_batch(self.handle)
         self.n_threads: int = params.n_threads
-        n_cells = self.lib.llama_n_ctx(self.handle)
+        n_cells = min(settings.n_ctx, self.lib.llama_n_ctx(self.handle))
         memory = self.lib.llama_get_memory(self.handle)
         # With `swa_full` too, llama.cpp may reuse cells of window layers that lie behind their sequence's window.
         window = self.lib.llama_model_n_swa(model.handle)

@@ -176,7 +176,9 @@ class LlamaModel:
                 add_generation_prompt=add_generation_prompt,
             )
         except Exception as error:
-            raise ModelError(f"the chat template of {self.path.name} failed: {type(error).__name__}: {error}") from error
+            raise ModelError(
+                f"the chat template of {self.path.name} failed: {type(error).__name__}: {error}"
+            ) from error
 
     def _token_text(self, token: int) -> str:
         text = self.lib.llama_vocab_get_text(self.vocab, token) if token >= 0 else None

