@@ -45,10 +45,12 @@ def extract_hashes(text: str) -> str | None:
 
 
 def extract_phrase(text: str) -> str | None:
-    """What follows the last "answer is": the number in it if there is one, else the first clause."""
+    """What follows the last "answer is": its number (after the last `=`, if it calculates), else the first clause."""
     rests = (text[match.end() :] for match in reversed(list(_PHRASE.finditer(text))))
     line = next((rest.split("\n", 1)[0] for rest in rests if rest), "")
-    clause = re.split(r"\.(?:\s|$)", line)[0].strip().strip("*$ ")
+    clause = re.split(r"\.(?:\s|$)", line)[0].rsplit("=", 1)[-1].strip().strip("*$ ")
+    if "\\boxed{}" in clause:  # the instruction, echoed
+        return None
     number = _LAST_NUMBER.search(clause)
     return (number.group() if number else clause)[:MAX_LENGTH] or None
 

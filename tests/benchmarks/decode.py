@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=6, help="questions in a round of `arts`")
     args = parser.parse_args()
     with Path(args.rows).open(encoding="utf-8") as file:
-        rows = [json.loads(line)["question"] for line in file][:40]
+        rows = [json.loads(line)["question"] for line in file][: args.questions * (args.rounds + 1)]
 
     best = Engine(args, "best_of_n", budget_trajectories=args.branches)
     arts = Engine(args, "arts", budget_trajectories=None, budget_tokens=args.branches * args.tokens // 4)

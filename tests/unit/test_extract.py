@@ -29,6 +29,8 @@ from arts_plugin.hookspecs import Extractor
         (extract.extract_phrase, "the final ANSWER IS\n\n-3.5%", "-3.5%"),
         (extract.extract_phrase, "The answer is blue. Then 7", "blue"),
         (extract.extract_phrase, "The answer is (B).", "(B)"),
+        (extract.extract_phrase, "So the answer is 4 + 26 = 30 eggs.", "30"),
+        (extract.extract_phrase, "the final answer is within \\boxed{}.", None),
         (extract.extract_phrase, "answer isnt 5", None),
         (extract.extract_number, "3 apples and $1,234.50, that is all 7", "7"),
         (extract.extract_number, "it costs $1,234.50.", "$1,234.50"),
