@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from arts_plugin import prompts
 from arts_plugin.backend import Backend, Prompt
+from arts_plugin.errors import unknown_name
 from arts_plugin.evaluation.extract import regex_extractor
 from arts_plugin.hookspecs import Extractor
 from arts_plugin.plugins import Plugins, plugins
@@ -56,8 +57,6 @@ class Arts:
         self._extractors: dict[str, Extractor] = {}
 
     def _check_names(self, settings: Settings) -> None:
-        from arts_plugin.errors import unknown_name
-
         for kind, name in (("strategy", settings.strategy), ("backend", settings.backend)):
             if name not in self.plugins.registrations(kind):
                 raise unknown_name(kind, name, self.plugins.registrations(kind))
@@ -141,7 +140,6 @@ class Arts:
         `event.job.meta["question"]` is the question's number.
         """
         settings = self.settings.with_(overrides) if overrides else self.settings
-        self._check_names(settings)
         jobs = (
             self.job(self.prompt(question, settings), settings, meta={"question": i})
             for i, question in enumerate(questions)
@@ -158,6 +156,7 @@ class Arts:
     ) -> Job:
         """A search job; what follows from the settings is filled in and said once."""
         settings = settings or self.settings
+        self._check_names(settings)
         if settings.temperature == 0 and settings.strategy != "greedy":
             self._say(
                 f"temperature is 0, so every trajectory would be the same: {settings.strategy!r} becomes 'greedy'"
@@ -169,7 +168,8 @@ class Arts:
         return Job(prompt, replace(settings, select=rule), tuple(stops), dict(meta or {}))
 
     def events(self, jobs: Iterable[Job]) -> Iterator[Event]:
-        """Run jobs; those that the run folder has finished come from there, and equal ones are searched once."""
+        """Run jobs; those that the run folder has finished come from there, and jobs that are equal to a running one
+        share its tree."""
         folder = self.run_folder
         waiting: dict[str, list[Job]] = {}
         kept: list[Event] = []
