@@ -192,7 +192,7 @@ class Arts:
             yield from _emptied(kept)
             if event.kind == "finished":
                 key = event.job.key()
-                # A search that was cut short by the user or the clock is not what the next run should find.
+                # A search that the user cut short is not what the next run should find.
                 if folder is not None and event.tree.ended_by != "cancelled":
                     folder.put(key, event.tree)
                 yield from (Event("finished", job, event.tree) for job in waiting.pop(key))

@@ -42,6 +42,10 @@ class Admission:
     decodes: int = 0
     occupied: int = 0
 
+    def occupancy(self, slots: int) -> float:
+        """Share of `slots` that were busy until then, averaged over decode calls; 0 before the first."""
+        return self.occupied / (self.decodes * slots) if self.decodes else 0.0
+
 
 class SearchDriver:
     """Runs searches over `backend`. Not thread-safe: one thread owns the model.

@@ -58,11 +58,6 @@ class Engine:
         steady = [(tokens, seconds) for decodes, tokens, seconds in marks if decodes < last]
         return rate, steady[-1][0] / steady[-1][1] if steady else 0.0
 
-    def occupancy(self) -> float:
-        """Share of the slots that were busy until the last question was admitted."""
-        admission = self.arts.driver.admission
-        return admission.occupied / max(1, admission.decodes * self.arts.backend.slots)
-
 
 def sequential(model: str, prompt: str, args: argparse.Namespace) -> float:
     """Tokens/s of `Llama.create_completion`, one trace after another, prompt cached by llama-cpp-python itself."""
@@ -120,7 +115,8 @@ def main() -> None:
         print(
             f"{name:>14} {median:7.1f} tokens/s, {median / base:5.2f} of the bare loop, {median / slow:5.2f} x sequential"
         )
-    print(f"arts: occupancy {arts.occupancy():.3f} until the last of {args.questions} questions was admitted")
+    busy = arts.arts.driver.admission.occupancy(args.branches)
+    print(f"arts: occupancy {busy:.3f} until the last of {args.questions} questions was admitted")
 
 
 if __name__ == "__main__":

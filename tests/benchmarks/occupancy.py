@@ -28,8 +28,8 @@ def run(arts: Arts, texts: list[str], chat: bool, **overrides: object) -> list[R
     settings = arts.settings.with_(overrides)
     jobs: list[Job] = [arts.job(prompt, settings, stops=("\nQuestion:",)) for prompt in prompts]
     trees = [event.tree for event in arts.events(jobs) if event.kind == "finished"]
-    stats, admission = backend.stats, arts.driver.admission
-    busy = admission.occupied / (admission.decodes * stats.slots)
+    stats = backend.stats
+    busy = arts.driver.admission.occupancy(stats.slots)
     print(f"{settings.strategy}, {len(texts)} questions{'' if chat else ', 5-shot'}:")
     print(
         f"  slots busy until the last question was admitted: {100 * busy:.1f} % (to the end: {100 * stats.occupancy:.1f} %)"
