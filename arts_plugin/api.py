@@ -6,10 +6,11 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from arts_plugin import prompts
+from arts_plugin import checkpoint, prompts
 from arts_plugin.backend import Backend, Prompt
 from arts_plugin.errors import unknown_name
 from arts_plugin.evaluation.extract import regex_extractor
@@ -53,7 +54,7 @@ class Arts:
         self._check_names(self.settings)
         self._said: set[str] = set()
         self._run: RunFolder | None = None
-        self._verifier = self._make_verifier()
+        self._place = self._find_verifier()
         self._extractors: dict[str, Extractor] = {}
 
     def _check_names(self, settings: Settings) -> None:
@@ -67,10 +68,46 @@ class Arts:
         elif settings.extract not in self.plugins.registrations("extractor"):
             raise unknown_name("extractor", settings.extract, self.plugins.registrations("extractor"))
 
-    def _make_verifier(self) -> Verifier | None:
+    def _find_verifier(self) -> Path | None:
+        """The folder of a trained verifier that was asked for by name, path or hub id."""
+        name, registered = self.settings.verifier, self.plugins.registrations("verifier")
+        if name in {"auto", "none"} or name in registered:
+            return None
+        place = checkpoint.find(name)
+        if place is None:
+            raise unknown_name("verifier", name, [*registered, *checkpoint.shipped(), "auto", "none"])
+        return place
+
+    @cached_property
+    def _registered_verifier(self) -> Verifier | None:
         name = self.settings.verifier
-        # Shipped verifiers do not exist yet, so `auto` finds none.
-        return None if name in {"auto", "none"} else self.plugins.make("verifier", name, self.settings)
+        if name not in self.plugins.registrations("verifier"):
+            return None
+        made: Verifier = self.plugins.make("verifier", name, self.settings)
+        return made
+
+    @cached_property
+    def trained(self) -> checkpoint.TrainedVerifier | None:
+        """The trained verifier that is in use: the one named, or the shipped one that matches the proposer.
+
+        Raises:
+            ArtsError: its files are damaged, or the proposer's hidden states are of another size.
+        """
+        place = self._place
+        if place is None:
+            found = checkpoint.matching(self.backend) if self.settings.verifier == "auto" else None
+            if found is None:
+                return None
+            place = checkpoint.shipped_folder() / found[0]
+        trained = checkpoint.load(place)
+        for remark in trained.card.remarks(self.backend, self.settings):
+            self._say(f"verifier {trained.card.name!r}: {remark}; its flows may mean less")
+        return trained
+
+    @cached_property
+    def verifier(self) -> Verifier | None:
+        """What scores states; None while the mean token log-probability stands in."""
+        return self.trained.verifier if self.trained else self._registered_verifier
 
     def _extractor(self, settings: Settings) -> Extractor:
         name = settings.extract
@@ -89,7 +126,10 @@ class Arts:
         Raises:
             ModelError: the model cannot be loaded.
         """
-        features = self._verifier is not None and "features" in self._verifier.needs
+        # A trained verifier can only be matched to a model that is loaded; hidden states cost about a percent.
+        registered, name = self._registered_verifier, self.settings.verifier
+        reads = name != "none" if registered is None else "features" in registered.needs
+        features = self.settings.features or reads
         made: Backend = self.plugins.make("backend", self.settings.backend, self.settings, features=features)
         return made
 
@@ -104,7 +144,8 @@ class Arts:
             return None
         info = self.backend.info
         model = {"name": info.name, "digest": self.backend.digest(), **info.details}
-        self._run = RunFolder(self.settings.trace, self.settings, model)
+        trained = {} if self.trained is None else self.trained.identity()
+        self._run = RunFolder(self.settings.trace, self.settings, model, trained)
         return self._run
 
     # Questions.
@@ -162,8 +203,14 @@ class Arts:
                 f"temperature is 0, so every trajectory would be the same: {settings.strategy!r} becomes 'greedy'"
             )
             settings = replace(settings, strategy="greedy")
-        rule = settings.select or default_rule(self._verifier is not None)
-        if self._verifier is None and (settings.strategy == "arts" or rule in {"flow", "weighted_vote"}):
+        if self.trained and not self.trained.card.same_prompt(prompt.text):
+            self._say(
+                f"verifier {self.trained.card.name!r}: it was trained on prompts of another format (those of `arts solve`); "
+                "its flows may mean less"
+            )
+        preferred = self.trained.card.select if self.trained else None
+        rule = settings.select or preferred or default_rule(self.verifier is not None)
+        if self.verifier is None and (settings.strategy == "arts" or rule in {"flow", "weighted_vote"}):
             self._say(NO_VERIFIER)
         return Job(prompt, replace(settings, select=rule), tuple(stops), dict(meta or {}))
 
@@ -186,7 +233,7 @@ class Arts:
                     waiting[key] = [job]
                     yield job
 
-        driver = SearchDriver(self.backend, self.plugins, self._verifier, self._extractor)
+        driver = SearchDriver(self.backend, self.plugins, self.verifier, self._extractor)
         self.driver = driver
         for event in driver.events(fresh()):
             yield from _emptied(kept)
@@ -213,7 +260,8 @@ class Arts:
         if "backend" in self.__dict__:
             self.backend.close()
             del self.__dict__["backend"]
-        self.__dict__.pop("run_folder", None)
+        for name in ("run_folder", "trained", "verifier"):
+            self.__dict__.pop(name, None)
 
     def __enter__(self) -> Self:
         return self

@@ -238,6 +238,24 @@ class Backend(Protocol):
         """(sum of log-probabilities in nats, would greedy decoding give it) of each continuation after its context."""
         ...
 
+    def tree_features(
+        self, tokens: Sequence[Sequence[int]], parents: Sequence[int | None], cut: Sequence[int]
+    ) -> FloatArray:
+        """Hidden states of a tree that was generated before, as the search would have seen them.
+
+        Args:
+            tokens: token ids of each node, the prompt's first; parents stand before their children.
+            parents: parent of each node, None for the prompt.
+            cut: for each node, how many tokens before it a stop string took back.
+
+        Returns:
+            post-norm hidden states at the last kept token of each node, float32 [n_nodes, n_embd].
+
+        Raises:
+            ArtsError: branches are running, or the backend was made without features.
+        """
+        ...
+
     def close(self) -> None:
         """Free the model. Idempotent."""
         ...

@@ -15,10 +15,11 @@ Register = Callable[[str, Callable[..., Any]], None]
 
 @hookimpl
 def arts_register_strategies(register: Register) -> None:
-    """arts, best_of_n and greedy."""
+    """arts, best_of_n, greedy, and sdf, which makes training data."""
     register("arts", _arts)
     register("best_of_n", _best_of_n)
     register("greedy", _greedy)
+    register("sdf", _sdf)
 
 
 @hookimpl
@@ -29,11 +30,13 @@ def arts_register_verifiers(register: Register) -> None:
 
 @hookimpl
 def arts_register_graders(register: Register) -> None:
-    """exact and numeric."""
+    """exact, numeric, choice and math."""
     from arts_plugin.evaluation import grading
 
     register("exact", lambda: grading.grade_exact)
     register("numeric", lambda: grading.grade_numeric)
+    register("choice", lambda: grading.grade_choice)
+    register("math", _math)
 
 
 @hookimpl
@@ -47,6 +50,12 @@ def arts_register_extractors(register: Register) -> None:
     register("phrase", lambda: extract.extract_phrase)
     register("number", lambda: extract.extract_number)
     register("text", lambda: extract.extract_text)
+
+
+def _math() -> Any:
+    from arts_plugin.evaluation.math_grader import MathGrader
+
+    return MathGrader()
 
 
 def _arts(settings: Any, tree: Any) -> Any:
@@ -76,6 +85,20 @@ def _greedy(settings: Any, tree: Any) -> Any:
     from arts_plugin.search.greedy import Greedy
 
     return Greedy(tree, Budget.of(settings))
+
+
+def _sdf(settings: Any, tree: Any) -> Any:
+    from arts_plugin.search.budget import Budget
+    from arts_plugin.search.sdf import SparseDeepFork
+
+    return SparseDeepFork(
+        tree,
+        Budget.of(settings),
+        traces=settings.width,
+        fork_probability=settings.fork_probability,
+        seed=settings.seed,
+        slots=settings.slots,
+    )
 
 
 def _logprob(settings: Any) -> Any:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from arts_plugin import __version__
+from arts_plugin.cli_options import given, settings_options
 from arts_plugin.errors import ArtsError
-from arts_plugin.settings import describe
-
-F = TypeVar("F", bound=Callable[..., Any])
+from arts_plugin.training.commands import COMMANDS
 
 
 class _Command(click.Group):
@@ -25,15 +23,6 @@ class _Command(click.Group):
             return super().invoke(ctx)
         except ArtsError as error:
             raise click.ClickException(str(error)) from error
-
-
-def settings_options(command: F) -> F:
-    """One option for each setting, with the same name as everywhere else."""
-    for name, default, doc in reversed(describe()):
-        shown = "" if default is None else f"  [default: {default!r}]"
-        names = [f"--{name}"] + ([f"--{name.replace('_', '-')}"] if "_" in name else [])
-        command = click.option(*names, name, default=None, metavar="VALUE", help=doc + shown)(command)
-    return command
 
 
 @click.group(cls=_Command, context_settings={"help_option_names": ["-h", "--help"]})
@@ -47,16 +36,15 @@ def main() -> None:
 @click.argument("question")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole tree as one line of JSON.")
 @click.option("--tree/--no-tree", "show_tree", default=True, help="Print the tree before the answer.")
-@settings_options
+@settings_options()
 def solve(question: str, as_json: bool, show_tree: bool, **settings: Any) -> None:
     """Search for the answer to QUESTION (- reads it from standard input)."""
     from arts_plugin.api import Arts
 
-    given = {name: value for name, value in settings.items() if value is not None}
     text = sys.stdin.read() if question == "-" else question
     if not text.strip():
         raise click.UsageError("the question is empty")
-    with Arts(**given) as arts:
+    with Arts(**given(settings)) as arts:
         if as_json:
             tree = arts.solve(text)
             click.echo(tree.to_json())
@@ -142,6 +130,9 @@ def doctor(model: str | None, no_speed: bool) -> None:
         worst = max(worst, check.weight)
     sys.exit(1 if worst > 1 else 0)
 
+
+for _command in COMMANDS:
+    main.add_command(_command)
 
 if __name__ == "__main__":
     main()

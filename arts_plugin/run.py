@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from arts_plugin import features
 from arts_plugin.errors import ArtsError, RunFolderError
 from arts_plugin.settings import Settings
 from arts_plugin.tree import ReasoningTree
@@ -24,14 +25,17 @@ class RunFolder:
     """`RUN/run.json` and `RUN/trees.jsonl`, opened for this process alone.
 
     Args:
-        model: what identifies the weights; a run is resumed only with the same.
+        model, verifier: what identifies the weights of both (`digest`); a run is resumed only with the same.
 
     Raises:
         RunFolderError: the folder holds a run with other settings, is in use, or is damaged.
     """
 
-    def __init__(self, path: str | Path, settings: Settings, model: dict[str, Any]) -> None:
+    def __init__(
+        self, path: str | Path, settings: Settings, model: dict[str, Any], verifier: dict[str, str] | None = None
+    ) -> None:
         self.path = Path(path)
+        self._model = str(model.get("digest", ""))
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._file: BinaryIO = (self.path / TREES_FILE).open("a+b")
@@ -39,7 +43,7 @@ class RunFolder:
             raise RunFolderError(f"trace={self.path} cannot be a run folder: {error}") from error
         try:
             self._lock()
-            self._check(settings, model)
+            self._check(settings, model, verifier or {})
             self._cut_half_line()
             self._places = dict(self._index())
         except BaseException:
@@ -58,7 +62,7 @@ class RunFolder:
                 f"{self.path} is being written by another process; wait for it or use another trace="
             ) from error
 
-    def _check(self, settings: Settings, model: dict[str, Any]) -> None:
+    def _check(self, settings: Settings, model: dict[str, Any], verifier: dict[str, str]) -> None:
         mine = settings.shaping()
         file = self.path / RUN_FILE
         if not file.exists():
@@ -69,6 +73,7 @@ class RunFolder:
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "settings": asdict(settings),
                 "model": model,
+                "verifier": verifier,
                 "versions": versions(),
             }
             partial = file.with_suffix(".tmp")
@@ -77,8 +82,10 @@ class RunFolder:
             return
         try:
             record = json.loads(file.read_text(encoding="utf-8"))
-            theirs = {name: value for name, value in record["settings"].items() if name in mine}
+            # A setting that did not exist when the run was begun had the effect of its default.
+            theirs = {**Settings().shaping(), **record["settings"]}
             digest = record["model"]["digest"]
+            trained = record.get("verifier", {})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunFolderError(
                 f"{file} cannot be read ({error!r}); use another trace=, or remove the folder"
@@ -91,6 +98,9 @@ class RunFolder:
         if digest != model["digest"]:
             was, name = record["model"].get("name"), model.get("name")
             differ.append(f"the model was {was!r} and is {name!r} ({digest} / {model['digest']})")
+        if trained.get("digest") != verifier.get("digest"):
+            was, name = trained.get("name", "none"), verifier.get("name", "none")
+            differ.append(f"the trained verifier was {was!r} and is {name!r}, or has other weights")
         if differ:
             raise RunFolderError(
                 f"{self.path} holds a run with other settings: {'; '.join(differ)}. Use another trace="
@@ -137,6 +147,8 @@ class RunFolder:
     def put(self, key: str, tree: ReasoningTree) -> None:
         """Append a finished tree; it is on its way to disk when this returns."""
         tree.meta["key"] = key
+        # Before the tree: a run that is killed between the two searches the question again.
+        features.save(self.path, key, tree, self._model)
         line = tree.to_json().encode("ascii") + b"\n"
         place = self._file.seek(0, os.SEEK_END)
         self._file.write(line)

@@ -55,8 +55,15 @@ class Settings:
     budget_tokens: int | None = _setting(None, "Generated and refilled proposer tokens per question, at most.", low=1)
     budget_seconds: float | None = _setting(None, "Seconds per question from its admission, at most.", above=0)
     budget_nodes: int | None = _setting(None, "Proposed steps per question, at most; merged ones count.", low=1)
-    width: int = _setting(2, "K, the one-step proposals made for each state that is drawn.", low=1)
+    width: int = _setting(
+        2,
+        "K, the one-step proposals made for each state that is drawn; with strategy=sdf the number of main traces.",
+        low=1,
+    )
     slots: int = _setting(16, "Branches decoded at once, over all questions.", low=1)
+    fork_probability: float = _setting(
+        0.5, "strategy=sdf: the probability that a main trace gets a second continuation.", low=0
+    )
     beta: float = _setting(1.0, "Open states are drawn in proportion to F(s)^beta.", low=0)
     draw: Draw = _setting(
         "multinomial", "How open states are drawn, in proportion to F^beta: multinomial or systematic."
@@ -80,6 +87,7 @@ class Settings:
     n_ubatch: int = _setting(512, "llama.cpp: tokens in one forward pass, at most.", low=1)
     flash_attn: bool | None = _setting(None, "llama.cpp: flash attention on or off; default: llama.cpp decides.")
     trace: str | None = _setting(None, "Run folder for trees; running again with the same settings resumes it.")
+    features: bool = _setting(False, "Keep the hidden state of every state in the run folder (needs trace).")
 
     @classmethod
     def of(cls, values: Mapping[str, Any] | None = None, /, **more: Any) -> Settings:
@@ -101,6 +109,10 @@ class Settings:
     def _check(self) -> None:
         if self.top_p > 1:
             raise SettingsError(f"top_p is {self.top_p}; it is a probability, at most 1")
+        if self.fork_probability > 1:
+            raise SettingsError(f"fork_probability is {self.fork_probability}; it is a probability, at most 1")
+        if self.features and self.trace is None:
+            raise SettingsError("features=true keeps hidden states in the run folder; name one with trace=")
         if self.min_p >= 1:
             raise SettingsError(f"min_p is {self.min_p}; it must be below 1")
         budgets = (self.budget_trajectories, self.budget_tokens, self.budget_seconds, self.budget_nodes)
@@ -115,7 +127,18 @@ class Settings:
 
 # The model is told by its digest, not by where its file lies.
 _RUNTIME = frozenset(
-    {"model", "trace", "n_threads", "n_gpu_layers", "main_gpu", "split_mode", "tensor_split", "n_ubatch", "flash_attn"}
+    {
+        "model",
+        "trace",
+        "features",
+        "n_threads",
+        "n_gpu_layers",
+        "main_gpu",
+        "split_mode",
+        "tensor_split",
+        "n_ubatch",
+        "flash_attn",
+    }
 )
 _FIELDS = {f.name: f for f in fields(Settings)}
 _HINTS = get_type_hints(Settings)

@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
+import numpy as np
+import numpy.typing as npt
+
 from arts_plugin.errors import ArtsError
 
 FORMAT_VERSION = 1
@@ -36,7 +39,8 @@ class Node:
         index: which of its parent's proposals it was; the path of these indexes from the root seeds its sampling.
         step: number of steps from the prompt (root: 0).
         text: the text of this step alone, delimiter and overshoot included, a stop string excluded.
-        token_ids: the proposer's own tokens of this step (never re-tokenised), without an end-of-generation token.
+        token_ids: the proposer's own tokens of this step (never re-tokenised), without an end-of-generation token;
+            the root's are the prompt's.
         logprob: sum of the untempered log-probabilities (nats) of `token_ids`.
         log_flow: log F(s) by the verifier that guided the search, or the score that stood in for it; None if unscored.
         scores: log-flow or score by verifier name, so that many verifiers can score one tree.
@@ -45,6 +49,8 @@ class Node:
         stop: why the step ended.
         cut_chars, cut_tokens: how much of its *ancestors'* text and tokens a stop string that began there took back.
         answer: the answer that `extract` found in the trajectory that ends here, if it is one.
+        feature: the proposer's hidden state at the last kept token, float32 [n_embd], where the search was asked to
+            keep it. It is no part of the JSON: see `arts_plugin.features`.
     """
 
     id: int
@@ -63,6 +69,7 @@ class Node:
     cut_tokens: int = 0
     answer: str | None = None
     children: list[int] = field(default_factory=list)
+    feature: npt.NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(slots=True)
@@ -220,7 +227,7 @@ class ReasoningTree:
         record = {"version": FORMAT_VERSION, **_plain(asdict(self))}
         # Children follow from parents; ASCII keeps lone surrogates and line separators intact on any file system.
         for node in record["nodes"]:
-            del node["children"]
+            del node["children"], node["feature"]
         return json.dumps(record, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 
 from arts_plugin.evaluation.extract import canonical
@@ -16,6 +17,15 @@ def grade_numeric(answer: str, gold: str) -> bool:
     """Equal as exact rational numbers (`3/4` is `0.75`); False where either is no number."""
     left, right = _fraction(answer), _fraction(gold)
     return left is not None and left == right
+
+
+_CHOICE = re.compile(r"^\W*(?:answer|option|choice)?\W*([A-Za-z])(?:\W|$)", re.IGNORECASE)
+
+
+def grade_choice(answer: str, gold: str) -> bool:
+    """Multiple choice: equal letters, however they are written (`(B)`, `b.`, `B) 12 apples`, `\\text{B}`)."""
+    letters = [_CHOICE.match(canonical(text)) for text in (answer, gold)]
+    return all(letters) and len({found.group(1).casefold() for found in letters if found}) == 1
 
 
 def _fraction(text: str) -> Fraction | None:

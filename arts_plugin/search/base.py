@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from arts_plugin.backend import FloatArray
 from arts_plugin.search.budget import Budget
 from arts_plugin.tree import EndedBy, Node, ReasoningTree, StopReason
 
@@ -35,6 +36,7 @@ class Proposal:
     cut_tokens: int = 0
     answer: str | None = None
     scores: dict[str, float] = field(default_factory=dict)
+    feature: FloatArray | None = None
     state: object = None
 
 
@@ -53,6 +55,9 @@ class Strategy(Protocol):
     The contract: every expansion that `ask` returns is told about exactly once, in any order, unless the driver
     ends the search; `ask` may return fewer than `free` expansions, or none while it waits for results; what it asks
     for next depends on what was told, never on `free` or on timing, so that trees are reproducible.
+
+    A strategy may also have a list `released`: nodes from which nothing more will be asked for though no expansion of
+    theirs was the `last`. The driver gives their states back and empties the list.
     """
 
     tree: ReasoningTree
@@ -88,6 +93,7 @@ class TreeStrategy:
         self._queue: deque[Expansion] = deque()
         self._launched = 0  # expansions that were ever queued
         self._settled = 0  # proposals taken in
+        self.released: list[int] = []
 
     def ask(self, free: int) -> list[Expansion]:
         """The next expansions in the queue, at most `free`."""
@@ -100,11 +106,11 @@ class TreeStrategy:
         self.ended_by = self.ended_by or ended_by
         return []
 
-    def launch(self, node: int, count: int) -> int:
-        """Queue up to `count` proposals from `node`; how many the node budget allowed."""
+    def launch(self, node: int, count: int, keep: bool = False) -> int:
+        """Queue up to `count` proposals from `node`; how many the node budget allowed. `keep`: more may follow."""
         allowed = count if self.budget.nodes is None else min(count, self.budget.nodes - self._launched)
         first = sum(self.tree.nodes[child].count for child in self.tree.nodes[node].children)
-        self._queue.extend(Expansion(node, first + i, last=i == allowed - 1) for i in range(allowed))
+        self._queue.extend(Expansion(node, first + i, last=not keep and i == allowed - 1) for i in range(allowed))
         self._launched += max(0, allowed)
         return max(0, allowed)
 
@@ -130,6 +136,7 @@ class TreeStrategy:
             cut_chars=proposal.cut_chars,
             cut_tokens=proposal.cut_tokens,
             answer=proposal.answer,
+            feature=proposal.feature,
         )
         return self._count(Taken(proposal, node))
 

@@ -12,7 +12,7 @@ from arts_plugin.tree import EndedBy, ReasoningTree
 class BestOfN(TreeStrategy):
     """`budget_trajectories` chains from the root, each continued to its end; equal ones are never merged.
 
-    At most `slots` chains are under way. Without a trajectory budget, new chains are started for as long as the other
+    At most `slots` chains are under way. `chains` is their number where it is not the trajectory budget's. Without a trajectory budget, new chains are started for as long as the other
     budgets last. Chain i draws the same numbers whatever N is, so the first k traces of a pool of N are the pool of k.
 
     Under a trajectory budget alone every chain runs to its end, so no result waits for another. Where tokens or nodes
@@ -20,8 +20,9 @@ class BestOfN(TreeStrategy):
     they were asked for, as in `Arts`, so that it does not depend on what else is in the batch.
     """
 
-    def __init__(self, tree: ReasoningTree, budget: Budget, *, slots: int = 16) -> None:
+    def __init__(self, tree: ReasoningTree, budget: Budget, *, chains: int | None = None, slots: int = 16) -> None:
         super().__init__(tree, budget)
+        self._limit = budget.trajectories if chains is None else chains
         self._in_order = budget.tokens is not None or budget.nodes is not None
         self._chains = 0
         self._pending: dict[tuple[int, int], None] = {}  # (node, index), in the order asked for
@@ -32,12 +33,12 @@ class BestOfN(TreeStrategy):
     def _start(self) -> None:
         if self._may_start():
             # The chain's number is its index at the root, so `last` cannot be known without a trajectory budget.
-            self._queue.append(Expansion(0, self._chains, last=self._chains + 1 == self.budget.trajectories))
+            self._queue.append(Expansion(0, self._chains, last=self._chains + 1 == self._limit))
             self._chains += 1
             self._launched += 1
 
     def _may_start(self) -> bool:
-        return not self._nodes_spent() and (self.budget.trajectories is None or self._chains < self.budget.trajectories)
+        return not self._nodes_spent() and (self._limit is None or self._chains < self._limit)
 
     def ask(self, free: int) -> list[Expansion]:
         """Steps of open chains, and new chains for those that have ended."""
@@ -77,6 +78,6 @@ class BestOfN(TreeStrategy):
             chain: list[int] = [child]
             while chain:
                 order.append(chain.pop())
-                chain += self.tree.nodes[order[-1]].children
+                chain += reversed(self.tree.nodes[order[-1]].children)
         self.tree.renumber(order)
         return taken + super().close(ended_by)

@@ -89,6 +89,7 @@ class Search:
             scorer=verifier.name,
             meta=dict(job.meta),
         )
+        self.tree.nodes[0].token_ids = list(job.prompt.token_ids)
         self.tree.cost.prompt_tokens = len(job.prompt.token_ids)
         self.strategy: Strategy = plugins.make("strategy", settings.strategy, settings, self.tree)
         self.temperature = self.strategy.temperature if hasattr(self.strategy, "temperature") else None
@@ -188,6 +189,8 @@ class Search:
         """Note the flow through the prompt."""
         self.tree.nodes[0].log_flow = score
         self.tree.nodes[0].scores[self.verifier.name] = score
+        if self.job.settings.features and self._root is not None:
+            self.tree.nodes[0].feature = self._root.feature
         if 0 not in self._states:
             self.verifier.drop(self._handles.pop(0))
 
@@ -211,6 +214,7 @@ class Search:
                     cut_tokens=result.cut_tokens,
                     answer=self._answer(result, flight),
                     scores={self.verifier.name: score},
+                    feature=result.feature if self.job.settings.features else None,
                     state=flight,
                 )
             )
@@ -238,6 +242,9 @@ class Search:
                 self._handles[item.node.id] = flight.handle
             else:
                 self.discard(flight)
+        released = getattr(self.strategy, "released", [])
+        while released:
+            self._forget(released.pop())
         if nodes:
             self.plugins.notify("arts_expanded", tree=self.tree, nodes=nodes)
             self.plugins.notify("arts_scored", tree=self.tree, nodes=nodes)

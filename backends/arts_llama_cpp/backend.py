@@ -8,10 +8,11 @@ from functools import cached_property
 from arts_llama_cpp import gguf_file
 from arts_llama_cpp.context import MAX_SEQUENCES, LlamaContext
 from arts_llama_cpp.engine import RECENT_PROMPTS, LlamaEngine
+from arts_llama_cpp.hidden import tree_features
 from arts_llama_cpp.likelihood import loglikelihood
 from arts_llama_cpp.locate import locate
 from arts_llama_cpp.model import LlamaModel
-from arts_plugin.backend import Message, ModelInfo, Prompt
+from arts_plugin.backend import FloatArray, Message, ModelInfo, Prompt
 from arts_plugin.errors import SettingsError
 from arts_plugin.settings import Settings
 
@@ -68,6 +69,12 @@ class LlamaCppBackend(LlamaEngine):
     def loglikelihood(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
         """Log-likelihoods of continuations; see `arts_llama_cpp.likelihood`."""
         return loglikelihood(self, pairs)
+
+    def tree_features(
+        self, tokens: Sequence[Sequence[int]], parents: Sequence[int | None], cut: Sequence[int]
+    ) -> FloatArray:
+        """Hidden states of a recorded tree; see `arts_llama_cpp.hidden`."""
+        return tree_features(self, tokens, parents, cut)
 
     def close(self) -> None:
         """Free context and model."""

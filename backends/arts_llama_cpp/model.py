@@ -94,11 +94,18 @@ class LlamaModel:
             chat_template=self.chat_template,
             details={
                 "file": self.path.name,
+                "general.name": self.metadata("general.name"),
                 "description": text.value.decode("utf-8", "replace"),
                 "bytes": self.lib.llama_model_size(self.handle),
                 "n_ctx_train": self.n_ctx_train,
             },
         )
+
+    def metadata(self, key: str) -> str:
+        """A text of the file's metadata; empty if it is not there."""
+        text = ctypes.create_string_buffer(256)
+        length = self.lib.llama_model_meta_val_str(self.handle, key.encode(), text, 256)
+        return text.value.decode("utf-8", "replace") if length >= 0 else ""
 
     # Tokens.
     def tokenize(self, text: str, special: bool = False) -> list[int]:

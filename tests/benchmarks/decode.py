@@ -18,7 +18,7 @@ import numpy as np
 
 from arts_plugin import Arts
 from arts_plugin.prompts import question_text
-from arts_plugin.verifier import ValueHead, ValueHeadVerifier
+from arts_plugin.value_head import ValueHead, ValueHeadVerifier
 from tests.benchmarks.bare import Bare, Shape
 
 

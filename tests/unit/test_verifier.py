@@ -9,13 +9,12 @@ from scipy import special
 
 from arts_plugin.backend import FloatArray
 from arts_plugin.errors import ArtsError
+from arts_plugin.value_head import ValueHead, ValueHeadVerifier
 from arts_plugin.verifier import (
     NEEDS,
     LogprobScorer,
     StatelessVerifier,
     StateView,
-    ValueHead,
-    ValueHeadVerifier,
     Verifier,
 )
 

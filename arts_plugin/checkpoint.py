@@ -1,0 +1,236 @@
+"""A verifier on disk: `arts_verifier.json` and `value_head.safetensors`. JSON and safetensors only; nothing is unpickled.
+
+The card records what the verifier was trained on, so that it can say when it is used on something else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from arts_plugin.backend import Backend
+from arts_plugin.errors import ArtsError
+from arts_plugin.settings import Settings
+from arts_plugin.value_head import Aggregate, Link, StateFeature, ValueHead, ValueHeadVerifier, width
+
+CARD_FILE, HEAD_FILE = "arts_verifier.json", "value_head.safetensors"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Proposer:
+    """The model whose states a verifier was trained on. `digest` is that of its weights."""
+
+    name: str
+    digest: str
+    n_embd: int
+    family: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """`arts_verifier.json`.
+
+    Attributes:
+        name: under which its scores are kept in a tree.
+        proposer: see `Proposer`.
+        prompt: what stands before and after the question in the prompts that it was trained on.
+        delimiter: what ended a step there.
+        feature, aggregate, link, is_flow: see `arts_plugin.value_head`.
+        select: the selection rule that did best on its validation problems; None leaves the default.
+        training: the loss, settings and data it came from, and how to make it again.
+        validation: figures on held-out problems of the training data.
+    """
+
+    name: str
+    proposer: Proposer
+    prompt: tuple[str, str]
+    delimiter: str
+    feature: StateFeature
+    aggregate: Aggregate
+    link: Link
+    is_flow: bool
+    select: str | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+    validation: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the card into a verifier's folder."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"format": FORMAT_VERSION, **asdict(self)}, indent=1)
+        (Path(folder) / CARD_FILE).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Card:
+        """Read a card.
+
+        Raises:
+            ArtsError: there is none, it is damaged, or of a later format.
+        """
+        file = Path(folder) / CARD_FILE
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ArtsError(f"no verifier at {folder}: {CARD_FILE} cannot be read ({error})") from error
+        except ValueError as error:
+            raise ArtsError(f"{file} is not JSON: {error}") from error
+        try:
+            version = record.pop("format")
+            if version != FORMAT_VERSION:
+                raise ArtsError(f"{file} has format {version!r}; this release of arts-plugin reads {FORMAT_VERSION}")
+            head, tail = record["prompt"]
+            card = cls(**{**record, "proposer": Proposer(**record["proposer"]), "prompt": (str(head), str(tail))})
+            for value, known in ((card.feature, StateFeature), (card.aggregate, Aggregate), (card.link, Link)):
+                if value not in get_args(known):
+                    raise ValueError(f"{value!r} is none of {get_args(known)}")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ArtsError(f"{file} is damaged: {error!r}") from error
+        return card
+
+    def remarks(self, backend: Backend, settings: Settings) -> list[str]:
+        """What differs from the conditions that the verifier was trained under.
+
+        Raises:
+            ArtsError: the proposer's hidden states are of another size.
+        """
+        info = backend.info
+        if info.n_embd != self.proposer.n_embd:
+            raise ArtsError(
+                f"verifier {self.name!r} reads hidden states of size {self.proposer.n_embd} (trained on "
+                f"{self.proposer.name}), and those of {info.name} have {info.n_embd}; use verifier=none or another"
+            )
+        found = []
+        if backend.digest() != self.proposer.digest:
+            found.append(f"it was trained on the states of {self.proposer.name}, and the proposer is {info.name}")
+        if settings.delimiter != self.delimiter:
+            found.append(f"its steps ended at {self.delimiter!r}, and these end at {settings.delimiter!r}")
+        return found
+
+    def same_prompt(self, text: str) -> bool:
+        """Whether a prompt has the format that the verifier was trained on."""
+        return text.startswith(self.prompt[0]) and text.endswith(self.prompt[1])
+
+
+def prompt_format(prompt: str, question: str) -> tuple[str, str]:
+    """What stands before and after the question in a prompt.
+
+    Raises:
+        ArtsError: the question is not in it.
+    """
+    head, found, tail = prompt.partition(question)
+    if not found or not question:
+        raise ArtsError(f"the prompt does not hold its question: {question[:60]!r} is not in {prompt[:60]!r}")
+    return head, tail
+
+
+def family(backend: Backend) -> str:
+    """The model apart from its quantisation, as far as its file says; empty if it does not."""
+    return str(backend.info.details.get("general.name", ""))
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedVerifier:
+    """A verifier and its card."""
+
+    card: Card
+    verifier: ValueHeadVerifier
+
+    def identity(self) -> dict[str, str]:
+        """What tells it from every other one: its name, and the digest of its weights."""
+        head = self.verifier.head
+        weights = b"".join(np.ascontiguousarray(part).tobytes() for part in (head.w1, head.b1, head.w2))
+        return {"name": self.card.name, "digest": hashlib.sha256(weights).hexdigest()}
+
+
+def load(folder: str | Path) -> TrainedVerifier:
+    """Read a verifier's folder.
+
+    Raises:
+        ArtsError: the card or the head is missing, damaged, or they contradict each other.
+    """
+    card = Card.load(folder)
+    file = Path(folder) / HEAD_FILE
+    if not file.exists():
+        raise ArtsError(f"{folder} has a {CARD_FILE} and no {HEAD_FILE}")
+    head = ValueHead.load(file)
+    if head.n_embd != (wanted := width(card.feature, card.proposer.n_embd)):
+        raise ArtsError(f"{file} reads {head.n_embd} numbers, and by its card it should read {wanted}")
+    made = ValueHeadVerifier(
+        head,
+        card.name,
+        feature=card.feature,
+        aggregate=card.aggregate,
+        link=card.link,
+        is_flow=card.is_flow,
+    )
+    return TrainedVerifier(card, made)
+
+
+# Shipped verifiers.
+def shipped_folder() -> Path:
+    """Where the verifiers lie that come with the package."""
+    return Path(str(files("arts_plugin").joinpath("verifiers")))
+
+
+@cache
+def shipped() -> dict[str, Card]:
+    """Name -> card of the verifiers that come with the package."""
+    return dict(_shipped())
+
+
+def _shipped() -> Iterator[tuple[str, Card]]:
+    folder = shipped_folder()
+    for place in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if (place / CARD_FILE).exists():
+            yield place.name, Card.load(place)
+
+
+def matching(backend: Backend) -> tuple[str, Card] | None:
+    """The shipped verifier that was trained on this proposer: the same weights, else the same model quantised
+    otherwise; None if there is none."""
+    fits = {name: card for name, card in shipped().items() if card.proposer.n_embd == backend.info.n_embd}
+    if not fits:
+        return None
+    digest = backend.digest()
+    for name, card in fits.items():
+        if card.proposer.digest == digest:
+            return name, card
+    model = family(backend)
+    return next(((name, card) for name, card in fits.items() if model and card.proposer.family == model), None)
+
+
+def find(name: str) -> Path | None:
+    """The folder of a verifier by built-in name, path or `owner/name` on a hub; None if it is none of these.
+
+    Raises:
+        ArtsError: the hub does not have it, or cannot be reached.
+    """
+    if name in shipped():
+        return shipped_folder() / name
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
+        return None
+    return _download(name)
+
+
+def _download(repo_id: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ArtsError(
+            f"verifier={repo_id} is no folder here; to look on a hub, pip install huggingface_hub"
+        ) from error
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=[CARD_FILE, HEAD_FILE]))
+    except Exception as error:  # the hub library's errors are many, and all mean that it is not to be had
+        raise ArtsError(f"verifier={repo_id} is no folder here and was not found on the hub: {error}") from error

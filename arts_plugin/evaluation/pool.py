@@ -1,0 +1,196 @@
+"""Selectors compared on one pool of independent traces: best-of-k, votes, oracle, over all k-subsets.
+
+Every figure is a mean over problems of a per-problem value, so that intervals and paired differences come from one
+bootstrap over problems; a ratio (gap closed) is taken of the sums, never problem by problem.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from arts_plugin.evaluation.extract import canonical
+from arts_plugin.evaluation.statistics import Estimate, oracle_at_k
+
+Array = npt.NDArray[np.float64]
+SUBSETS = 200
+"""Random k-subsets of a problem's traces for votes; the same ones for every selector."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolProblem:
+    """One problem's n traces.
+
+    Attributes:
+        id: the problem's id.
+        answers: extracted answers [n], None where there was none.
+        correct: bool [n].
+        scores: scorer -> score of each trace [n]; exp(score) is what a trace weighs in a vote.
+    """
+
+    id: str
+    answers: tuple[str | None, ...]
+    correct: npt.NDArray[np.bool_]
+    scores: Mapping[str, Array]
+
+    def classes(self) -> npt.NDArray[np.int64]:
+        """[n]: which class of equal answers each trace votes for, -1 for none."""
+        names: dict[str, int] = {}
+        return np.array([-1 if a is None else names.setdefault(canonical(a), len(names)) for a in self.answers])
+
+
+def best_of_k(scores: Array, correct: npt.NDArray[np.bool_], k: int) -> float:
+    """Accuracy of the top-scored of k traces, averaged over all k-subsets of the n; exact, ties shared equally.
+
+    The subset's best lies in a group of equal scores with `before` traces above it with probability
+    [C(n - before, k) - C(n - before - size, k)] / C(n, k); within the group every trace is as likely as another.
+
+    Raises:
+        ValueError: k is not within 1..n.
+    """
+    n = len(scores)
+    if not 1 <= k <= n:
+        raise ValueError(f"k is {k}; it must be between 1 and the {n} traces there are")
+    order = np.argsort(-scores, kind="stable")
+    ranked, right = scores[order], correct[order]
+    total, before = 0.0, 0
+    for group in np.split(np.arange(n), np.flatnonzero(np.diff(ranked)) + 1):
+        chosen = math.comb(n - before, k) - math.comb(n - before - len(group), k)
+        total += chosen / math.comb(n, k) * float(right[group].mean())
+        before += len(group)
+    return total
+
+
+def vote(
+    classes: npt.NDArray[np.int64], correct: npt.NDArray[np.bool_], log_weight: Array, subsets: npt.NDArray[np.int64]
+) -> float:
+    """Accuracy of the heaviest class of equal answers, averaged over `subsets` [s, k]; ties share equally.
+
+    A subset in which nobody has an answer chooses nothing and is wrong.
+    """
+    n_classes = int(classes.max(initial=-1)) + 1
+    if n_classes == 0:
+        return 0.0
+    # Relative to the largest weight, so that flows of any size can be summed.
+    weight = np.exp(log_weight - log_weight[classes >= 0].max())
+    share = np.zeros((len(classes), n_classes))
+    share[np.arange(len(classes)), classes] = np.where(classes >= 0, weight, 0.0)
+    share[classes < 0] = 0.0
+    mass = share[subsets].sum(axis=1)
+    # A class's label: a grader may tell apart what voting does not.
+    label = np.array([correct[classes == c].mean() for c in range(n_classes)])
+    top = mass.max(axis=1, keepdims=True)
+    tied = (mass >= top * (1 - 1e-9)) & (top > 0)
+    return float(np.mean((tied * label).sum(axis=1) / np.maximum(tied.sum(axis=1), 1)))
+
+
+def subsets_of(n: int, k: int, seed: int) -> npt.NDArray[np.int64]:
+    """k-subsets of n traces, int64 [s, k]: the one there is for k = n, every trace for k = 1, else random ones."""
+    if k == n:
+        return np.arange(n)[None, :]
+    if k == 1:
+        return np.arange(n)[:, None]
+    rng = np.random.default_rng([seed, n, k])
+    return np.argsort(rng.random((SUBSETS, n)), axis=1)[:, :k]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Per-problem values of every selector: `values[selector][k]` is [problems].
+
+    Selectors are `random`, `oracle`, `majority`, and for each scorer `best_of:NAME` and `vote:NAME`.
+    """
+
+    problems: tuple[str, ...]
+    ks: tuple[int, ...]
+    n: int
+    values: dict[str, dict[int, Array]]
+    n_correct: npt.NDArray[np.int64]
+    auc: dict[str, Array]
+
+    @property
+    def rare(self) -> npt.NDArray[np.bool_]:
+        """[problems]: 1/16 to 1/8 of the traces are right (1 or 2 of 16; arXiv 2602.12846)."""
+        share = self.n_correct / self.n
+        return (self.n_correct > 0) & (share <= 1 / 8 + 1e-12)
+
+
+def compare(problems: Sequence[PoolProblem], ks: Sequence[int], seed: int = 0) -> Comparison:
+    """Every selector on every problem.
+
+    Raises:
+        ValueError: problems have different numbers of traces, or k exceeds it.
+    """
+    sizes = {len(problem.answers) for problem in problems}
+    if len(sizes) != 1:
+        raise ValueError(f"problems have {sorted(sizes)} traces; a pool has as many for each")
+    n = sizes.pop()
+    if any(not 1 <= k <= n for k in ks):
+        raise ValueError(f"k is one of {list(ks)}; it must be between 1 and the {n} traces there are")
+    names = sorted(set.intersection(*(set(problem.scores) for problem in problems)))
+    values: dict[str, dict[int, list[float]]] = {}
+
+    def note(selector: str, k: int, value: float) -> None:
+        values.setdefault(selector, {}).setdefault(k, []).append(value)
+
+    auc: dict[str, list[float]] = {name: [] for name in names}
+    for problem in problems:
+        classes, right = problem.classes(), int(problem.correct.sum())
+        for k in ks:
+            subsets = subsets_of(n, k, seed)
+            note("random", k, float(problem.correct.mean()))
+            note("oracle", k, oracle_at_k(n, right, k))
+            note("majority", k, vote(classes, problem.correct, np.zeros(n), subsets))
+            for name in names:
+                note(f"best_of:{name}", k, best_of_k(problem.scores[name], problem.correct, k))
+                note(f"vote:{name}", k, vote(classes, problem.correct, problem.scores[name], subsets))
+        for name in names:
+            auc[name].append(_auc(problem.scores[name], problem.correct))
+    return Comparison(
+        problems=tuple(problem.id for problem in problems),
+        ks=tuple(ks),
+        n=n,
+        values={s: {k: np.array(v) for k, v in by_k.items()} for s, by_k in values.items()},
+        n_correct=np.array([int(problem.correct.sum()) for problem in problems]),
+        auc={name: np.array(v) for name, v in auc.items()},
+    )
+
+
+def _auc(scores: Array, correct: npt.NDArray[np.bool_]) -> float:
+    """Probability that a right trace outscores a wrong one; NaN where one kind is missing."""
+    if correct.all() or not correct.any():
+        return math.nan
+    better = scores[correct][:, None] - scores[~correct][None, :]
+    return float((better > 0).mean() + 0.5 * (better == 0).mean())
+
+
+class Bootstrap:
+    """One set of resamples over problems, for every figure: so differences are paired.
+
+    Args:
+        n: problems.
+    """
+
+    def __init__(self, n: int, resamples: int = 10_000, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        self.counts = rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
+
+    def mean(self, values: Array, where: npt.NDArray[np.bool_] | None = None) -> Estimate:
+        """The mean of per-problem values, over the problems of `where`; NaN values are left out as well."""
+        use = ~np.isnan(values) if where is None else where & ~np.isnan(values)
+        return self.ratio(np.where(use, values, 0.0), use.astype(np.float64))
+
+    def ratio(self, numerator: Array, denominator: Array) -> Estimate:
+        """sum(numerator) / sum(denominator). Resamples with an empty denominator are left out."""
+        below = self.counts @ denominator
+        above = self.counts @ numerator
+        ok = np.abs(below) > 1e-12
+        total = float(denominator.sum())
+        if not ok.any() or abs(total) < 1e-12:
+            return Estimate(math.nan, math.nan, math.nan)
+        low, high = np.percentile(above[ok] / below[ok], [2.5, 97.5])
+        return Estimate(float(numerator.sum()) / total, float(low), float(high))

@@ -1,0 +1,199 @@
+"""`arts sdf`, `arts train`, and what belongs to them. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from arts_plugin.cli_options import given, settings_options
+
+
+def training_options(command: Any) -> Any:
+    """One option for each field of `TrainingSettings`; that class imports torch, so they are spelled here."""
+    for name, default, kind, doc in reversed(_TRAINING):
+        names = [f"--{name}"] + ([f"--{name.replace('_', '-')}"] if "_" in name else [])
+        command = click.option(*names, name, default=default, type=kind, show_default=True, help=doc)(command)
+    return command
+
+
+_TRAINING: list[tuple[str, Any, Any, str]] = [
+    ("feature", "mean", click.Choice(["last", "mean", "shift", "mean_last"]), "What the head reads of a state."),
+    ("hidden", 128, click.IntRange(1), "Hidden units of a head."),
+    ("heads", 3, click.IntRange(1), "Heads from different seeds, averaged."),
+    ("reward_right", 10.0, float, "R of right leaves."),
+    ("reward_wrong", 0.1, float, "R of wrong leaves."),
+    ("dropout", 0.1, click.FloatRange(0, 1, max_open=True), "Dropout."),
+    ("learning_rate", 1e-3, float, "AdamW's."),
+    ("weight_decay", 1e-2, float, "AdamW's."),
+    ("batch_problems", 16, click.IntRange(1), "Trees in a step."),
+    ("epochs", 60, click.IntRange(1), "Epochs, at most."),
+    ("patience", 10, click.IntRange(1), "Epochs without improvement on held-out problems before training stops."),
+    ("validation", 0.2, click.FloatRange(0, 1, min_open=True, max_open=True), "Share of problems held out."),
+    ("seed", 0, int, "Seed of the split, the weights and the order."),
+]
+
+
+@click.command()
+@click.option(
+    "--data", "files", multiple=True, type=click.Path(exists=True, dir_okay=False), help="JSON lines; repeatable."
+)
+@click.option("--question_key", "--question-key", default="question", show_default=True, help="Field of the question.")
+@click.option("--answer_key", "--answer-key", default="answer", show_default=True, help="Field of the gold answer.")
+@click.option(
+    "--out", required=True, type=click.Path(file_okay=False), help="Run folder; started again, it is resumed."
+)
+@click.option("--traces", default=16, show_default=True, type=click.IntRange(1), help="N, main traces a problem.")
+@click.option("--grader", default="numeric", show_default=True, help="How answers are compared with the gold ones.")
+@click.option("--limit", type=click.IntRange(1), default=None, help="The first problems only.")
+@settings_options(without=("trace", "strategy", "width", "budget_trajectories"))
+def sdf(
+    files: tuple[str, ...],
+    question_key: str,
+    answer_key: str,
+    out: str,
+    traces: int,
+    grader: str,
+    limit: int | None,
+    **settings: Any,
+) -> None:
+    """Make Sparse Deep Fork training trees: main traces, forks from their inner states, graded leaves.
+
+    With --fork_probability 0 it makes a pool of independent traces, which is what scorers are compared on.
+    """
+    from tqdm import tqdm
+
+    from arts_plugin.api import Arts
+    from arts_plugin.training.rows import read_rows
+    from arts_plugin.training.sdf import make_trees, problems_of
+
+    if not files:
+        raise click.UsageError("give --data")
+    rows = read_rows(files, question_key=question_key, answer_key=answer_key)[:limit]
+    wanted = {"features": True, "verifier": "none", **given(settings)}
+    # Every main trace may be forked, so 2 N trajectories are a limit that is never in the way.
+    made = Arts(strategy="sdf", width=traces, budget_trajectories=2 * traces, trace=out, **wanted)
+    with made as arts, tqdm(total=len(rows), unit="problem", smoothing=0.05) as bar:
+        compare = arts.plugins.make("grader", grader)
+        for _, progress in make_trees(arts, problems_of(rows, arts, compare), grader):
+            stats = arts.backend.stats
+            rate = stats.decoded_tokens / max(stats.decode_seconds + stats.prefill_seconds, 1e-9)
+            bar.update()
+            bar.set_postfix_str(f"{progress.traces} traces, {progress.pass_rate:.1%} right, {rate:.0f} tokens/s")
+    click.echo(
+        f"{out}: {progress.problems} problems, {progress.traces} finished traces, {progress.pass_rate:.1%} right"
+    )
+    for line in progress.failed:
+        click.echo(f"  left out: {line}", err=True)
+
+
+@click.command()
+@click.argument("run", type=click.Path(exists=True, file_okay=False))
+@click.option("--model", default=None, help="The proposer, where it lies elsewhere than when the run was made.")
+@click.option("--n_threads", "--n-threads", type=click.IntRange(1), default=None, help="Threads.")
+@click.option("--again", is_flag=True, help="Compute also what is there.")
+def features(run: str, model: str | None, n_threads: int | None, again: bool) -> None:
+    """Compute the hidden states of RUN's trees from their tokens, for runs that were made without them."""
+    from tqdm import tqdm
+
+    from arts_plugin.plugins import plugins
+    from arts_plugin.run import read_trees
+    from arts_plugin.settings import Settings
+    from arts_plugin.training.dataset import RunInfo
+    from arts_plugin.training.derive import derive
+
+    recorded = {
+        name: value for name, value in RunInfo.read(run).settings.items() if name in {"model", "backend", "n_ctx"}
+    }
+    wanted = given({"model": model, "n_threads": n_threads})
+    settings = Settings.of({**recorded, **wanted})
+    backend = plugins().make("backend", settings.backend, settings, features=True)
+    try:
+        total = sum(1 for _ in read_trees(run))
+        for _ in tqdm(derive(run, backend, again=again), total=total, unit="tree"):
+            pass
+    finally:
+        backend.close()
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False))
+@click.option("--out", required=True, type=click.Path(file_okay=False), help="The verifier's folder.")
+@click.option("--loss", default="rfm", show_default=True, help="rfm, rfm_mean, subtb, leaf, prm, pairwise or bce.")
+@click.option(
+    "--baselines", default="leaf,prm,pairwise,rfm_mean", show_default=True, help="Other losses to train; or none."
+)
+@click.option("--stop_gradient/--full_gradient", default=True, show_default=True, help="Are flow targets constants?")
+@click.option("--name", default=None, help="Name of the verifier in trees; default: its loss.")
+@training_options
+def train(
+    runs: tuple[str, ...], out: str, loss: str, baselines: str, stop_gradient: bool, name: str | None, **values: Any
+) -> None:
+    """Train a verifier on the graded trees of RUNS (see `arts sdf`), and baselines on the same trees."""
+    from arts_plugin.training.model_card import write_model_card
+    from arts_plugin.training.train import train as fit
+    from arts_plugin.training.trainer import TrainingSettings
+
+    others = [] if baselines == "none" else [part.strip() for part in baselines.split(",") if part.strip()]
+    command = "arts train " + " ".join([*(Path(run).name for run in runs), f"--loss {loss}", *_spelled(values)])
+    made = fit(
+        runs, out, loss=loss, baselines=others, stop_gradient=stop_gradient, settings=TrainingSettings(**values),
+        name=name, command=command, say=click.echo,
+    )  # fmt: skip
+    write_model_card(out, made.card)
+    _print_validation(made.card.validation)
+    click.echo(f"\nwritten to {out}; use it with verifier={out}")
+
+
+def _spelled(values: dict[str, Any]) -> list[str]:
+    from arts_plugin.training.trainer import TrainingSettings
+
+    default = TrainingSettings()
+    return [f"--{name} {value}" for name, value in values.items() if value != getattr(default, name)]
+
+
+def _print_validation(figures: dict[str, Any]) -> None:
+    click.echo(f"\n{figures['problems']} held-out problems, {figures['traces']} traces each; percent, 95 % intervals")
+    for selector, (mean, low, high) in figures["accuracy"].items():
+        auc = figures["auc"].get(selector.partition(":")[2]) if selector.startswith("best_of:") else None
+        tail = "" if auc is None or auc[0] is None else f"   AUC {auc[0]:.3f} [{auc[1]:.3f}, {auc[2]:.3f}]"
+        click.echo(f"{selector:>24} {100 * mean:5.1f} [{100 * low:.1f}, {100 * high:.1f}]{tail}")
+
+
+@click.command()
+@click.argument("run", type=click.Path(exists=True, file_okay=False))
+@click.option(
+    "--verifier", "verifiers", multiple=True, help="Folder, built-in name or hub id; repeatable, the first guides."
+)
+@click.option("--select", default=None, help="Selection rule: flow, weighted_vote, majority, logprob, random.")
+@click.option("--out", required=True, type=click.Path(file_okay=False), help="Run folder for the rescored trees.")
+def rescore(run: str, verifiers: tuple[str, ...], select: str | None, out: str) -> None:
+    """Score RUN's trees with other verifiers, or choose by another rule, without generating again."""
+    from arts_plugin.training.rescore import rescore as redo
+
+    if not verifiers and select is None:
+        raise click.UsageError("give --verifier or --select")
+    found = redo(run, out, verifiers, select)
+    click.echo(f"{found.trees} trees, {found.changed} with another choice; written to {out}")
+    if found.graded:
+        click.echo(f"right: {found.right_before} of {found.graded} before, {found.right_after} now")
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False))
+@click.option("--out", default=None, type=click.Path(file_okay=False), help="Folder for compare.json, .md and .png.")
+@click.option(
+    "--scorer", default=None, help="Show this scorer's paired differences; default: the one that guided the run."
+)
+@click.option("--ks", default=None, help="Numbers of traces, like 1,4,16; default: powers of two.")
+@click.option("--only", default=None, help="Problems whose id begins with this.")
+def compare(runs: tuple[str, ...], out: str | None, scorer: str | None, ks: str | None, only: str | None) -> None:
+    """Every selector on the independent traces of RUNS: pass@1, best-of-k, votes, oracle, with paired intervals."""
+    from arts_plugin.training.compare import compare_runs
+
+    numbers = [int(part) for part in ks.split(",")] if ks else None
+    click.echo(compare_runs(runs, out=out, scorer=scorer, ks=numbers, only=only))
+
+
+COMMANDS = (sdf, features, train, rescore, compare)

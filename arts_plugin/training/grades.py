@@ -1,0 +1,93 @@
+"""`RUN/grades.jsonl`: which finished trajectories of a run's trees are right. Gold answers stay out of the trees."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from arts_plugin.errors import ArtsError
+
+GRADES_FILE = "grades.jsonl"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Graded:
+    """The labels of one tree.
+
+    Attributes:
+        key: the tree's key in its run (`tree.meta["key"]`).
+        id: the problem's id.
+        gold: the gold answer.
+        grader: what compared with it.
+        correct: leaf -> whether its trajectory is right, for every finished trajectory.
+    """
+
+    key: str
+    id: str
+    gold: str
+    grader: str
+    correct: dict[int, bool]
+
+    @classmethod
+    def from_record(cls, record: Any) -> Graded:
+        """Raises ValueError, KeyError or TypeError for what is no record of grades."""
+        correct = {int(leaf): bool(right) for leaf, right in record["correct"].items()}
+        return cls(str(record["key"]), str(record["id"]), str(record["gold"]), str(record["grader"]), correct)
+
+
+def read_grades(run: str | Path) -> dict[str, Graded]:
+    """Key -> grades. A damaged line is named in a warning and passed over; a half-written last line silently.
+
+    Raises:
+        ArtsError: the run has no grades.
+    """
+    file = Path(run) / GRADES_FILE
+    if not file.exists():
+        raise ArtsError(f"{run} has no {GRADES_FILE}: `arts sdf` writes it, and `arts grade` for a run without")
+    return {graded.key: graded for graded in _lines(file)}
+
+
+def _lines(file: Path) -> Iterator[Graded]:
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                yield Graded.from_record(json.loads(line))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                log.warning("%s, line %d is passed over: %r", file, number, error)
+
+
+class GradesFile:
+    """Append-only writer; what a killed process left half-written is cut off."""
+
+    def __init__(self, run: str | Path) -> None:
+        self.path = Path(run) / GRADES_FILE
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("a+b")
+        self._cut_half_line()
+        self.known = {graded.key: graded for graded in _lines(self.path)}
+
+    def _cut_half_line(self) -> None:
+        self._file.seek(0)
+        content = self._file.read()
+        end = content.rfind(b"\n") + 1
+        if end < len(content):
+            self._file.truncate(end)
+
+    def put(self, graded: Graded) -> None:
+        """Append the grades of one tree."""
+        self._file.seek(0, os.SEEK_END)
+        self._file.write(json.dumps(asdict(graded), separators=(",", ":")).encode("ascii") + b"\n")
+        self._file.flush()
+        self.known[graded.key] = graded
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

@@ -1,0 +1,52 @@
+"""The model card beside a verifier: what it is, what it saw, how it did, how to make it again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from arts_plugin.checkpoint import Card
+
+
+def write_model_card(folder: str | Path, card: Card) -> None:
+    """Write `README.md` into the verifier's folder, from what the card records. Text below a line `## Test` stays."""
+    file = Path(folder) / "README.md"
+    kept = ""
+    if file.exists():
+        _, mark, rest = file.read_text(encoding="utf-8").partition("\n## Test")
+        kept = mark + rest
+    file.write_text(_text(card) + kept, encoding="utf-8")
+
+
+def _text(card: Card) -> str:
+    training, figures = card.training, card.validation
+    sampling = ", ".join(f"{name} {value}" for name, value in training["sampling"].items())
+    rows = "\n".join(
+        f"| {selector} | {100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}] |"
+        for selector, (mean, low, high) in figures["accuracy"].items()
+    )
+    kind = "log-flow of a state (nats)" if card.is_flow else "score of a state"
+    return f"""# {card.name}: a verifier for {card.proposer.name}
+
+A value head on the proposer's own hidden states (arXiv 2602.12846), read by `verifier=` of arts-plugin. Its output is
+the {kind}; a trace's score is taken at its {"end" if card.aggregate == "terminal" else "weakest step"}.
+
+| | |
+|---|---|
+| proposer | {card.proposer.name}, `{card.proposer.digest}` |
+| prompt | that of `arts solve`: question, instruction, the model's chat template |
+| step delimiter | `{card.delimiter!r}` |
+| state feature | `{card.feature}` |
+| loss | {training["loss"]} |
+| trees | {training["problems"]} problems, {training["traces"]} traces, {training["traces_right"]} right; {sampling} |
+| rewards | {training["reward_right"]} / {training["reward_wrong"]} |
+| made by | `{training["command"]}` |
+
+## Validation
+
+{figures["problems"]} held-out training problems, {figures["traces"]} independent traces each; percent, 95 % bootstrap
+intervals over problems. Early stopping and the selection rule (`{card.select}`) were chosen on these problems.
+
+| selector | accuracy |
+|---|---|
+{rows}
+"""

@@ -1,0 +1,75 @@
+"""Problems with gold answers, from JSON lines."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arts_plugin.errors import ArtsError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A problem. `id` is unique among the rows of a run."""
+
+    id: str
+    question: str
+    gold: str
+
+
+def read_rows(
+    files: Iterable[str | Path],
+    *,
+    question_key: str = "question",
+    answer_key: str = "answer",
+    id_key: str = "id",
+    only: Sequence[str] = (),
+) -> list[Row]:
+    """The rows of JSONL files, in order. A row that cannot be used is named in a warning, and the rest are kept.
+
+    Args:
+        only: prefixes of ids to keep; empty keeps all.
+
+    Raises:
+        ArtsError: a file cannot be read, or not one row can be used.
+    """
+    rows: dict[str, Row] = {}
+    for name in files:
+        file = Path(name)
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ArtsError(f"{file} cannot be read as JSON lines: {error}") from error
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = _row(json.loads(line), f"{file.stem}-{number}", question_key, answer_key, id_key)
+                if row.id in rows:
+                    raise ValueError(f"id {row.id!r} occurs twice")
+            except (ValueError, KeyError, TypeError) as error:
+                said = f"no {error}" if isinstance(error, KeyError) else str(error)
+                log.warning("%s, line %d is left out: %s", file, number, said)
+                continue
+            if not only or row.id.startswith(tuple(only)):
+                rows[row.id] = row
+    if not rows:
+        raise ArtsError(f"not one problem in {', '.join(map(str, files))} can be used")
+    return list(rows.values())
+
+
+def _row(record: Any, default_id: str, question_key: str, answer_key: str, id_key: str) -> Row:
+    if not isinstance(record, dict):
+        raise TypeError(f"it is {type(record).__name__}, not an object")
+    question, gold = record[question_key], record[answer_key]
+    if not isinstance(question, str) or not question.strip():
+        raise ValueError(f"its {question_key} is {question!r}")
+    if isinstance(gold, bool | dict | list) or gold is None or not str(gold).strip():
+        raise ValueError(f"its {answer_key} is {gold!r}")
+    return Row(str(record.get(id_key, default_id)), question, str(gold).strip())
