@@ -42,18 +42,27 @@ class Arts:
     Args:
         settings: resolved settings; or give any of them as keywords (see `arts_plugin.settings.Settings`).
         registry: plugins to use; default: those of the process.
+        scorer: a verifier that was made by hand, in place of what `verifier` names.
 
     Raises:
         SettingsError: an unknown or impossible setting.
         UnknownNameError: a strategy, verifier, extractor or selection rule that nobody registered.
     """
 
-    def __init__(self, settings: Settings | None = None, *, registry: Plugins | None = None, **keywords: Any) -> None:
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        registry: Plugins | None = None,
+        scorer: Verifier | None = None,
+        **keywords: Any,
+    ) -> None:
         self.settings = (settings or Settings()).with_(keywords)
         self.plugins = registry or plugins()
         self._check_names(self.settings)
         self._said: set[str] = set()
         self._run: RunFolder | None = None
+        self._scorer = scorer
         self._place = self._find_verifier()
         self._extractors: dict[str, Extractor] = {}
 
@@ -71,7 +80,7 @@ class Arts:
     def _find_verifier(self) -> Path | None:
         """The folder of a trained verifier that was asked for by name, path or hub id."""
         name, registered = self.settings.verifier, self.plugins.registrations("verifier")
-        if name in {"auto", "none"} or name in registered:
+        if self._scorer or name in {"auto", "none"} or name in registered:
             return None
         place = checkpoint.find(name)
         if place is None:
@@ -81,8 +90,8 @@ class Arts:
     @cached_property
     def _registered_verifier(self) -> Verifier | None:
         name = self.settings.verifier
-        if name not in self.plugins.registrations("verifier"):
-            return None
+        if self._scorer or name not in self.plugins.registrations("verifier"):
+            return self._scorer
         made: Verifier = self.plugins.make("verifier", name, self.settings)
         return made
 
@@ -94,6 +103,8 @@ class Arts:
             ArtsError: its files are damaged, or the proposer's hidden states are of another size.
         """
         place = self._place
+        if self._registered_verifier is not None:
+            return None
         if place is None:
             found = checkpoint.matching(self.backend) if self.settings.verifier == "auto" else None
             if found is None:

@@ -62,7 +62,7 @@ class Settings:
     )
     slots: int = _setting(16, "Branches decoded at once, over all questions.", low=1)
     fork_probability: float = _setting(
-        0.5, "strategy=sdf: the probability that a main trace gets a second continuation.", low=0
+        0.5, "With strategy=sdf, the probability that a main trace gets a second continuation.", low=0
     )
     beta: float = _setting(1.0, "Open states are drawn in proportion to F(s)^beta.", low=0)
     draw: Draw = _setting(

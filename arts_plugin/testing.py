@@ -133,6 +133,29 @@ class BackendContract:
         assert [t.tokens for t in run(backend, prompt, other, range(4))] != [t.tokens for t in first]
         assert [t.tokens for t in run(backend, prompt, SAMPLED, range(4), problem=2)] != [t.tokens for t in first]
 
+    def test_features_derived_are_those_of_the_search(self, backend: Backend) -> None:
+        """`tree_features` of recorded traces gives the hidden states that the search saw, forks and all."""
+        prompt = question(backend)
+        traces = run(backend, prompt, SAMPLED, range(2))
+        if traces[0].steps[0].feature is None:
+            return
+        tokens = [list(prompt.token_ids)]
+        parents: list[int | None] = [None]
+        cut = [0]
+        seen: list[FloatArray] = []
+        for trace in traces:
+            at = 0
+            for step in trace.steps:
+                tokens.append(list(step.token_ids))
+                parents.append(at)
+                cut.append(step.cut_tokens)
+                seen.append(np.asarray(step.feature))
+                at = len(tokens) - 1
+        derived = backend.tree_features(tokens, parents, cut)
+        assert derived.shape == (len(tokens), backend.info.n_embd)
+        worst = min(cosine(a, b) for a, b in zip(seen, derived[1:], strict=True))
+        assert worst >= self.similarity, f"hidden states agree to {worst:.6f}"
+
     def test_batch_equals_singles(self, backend: Backend) -> None:
         """A branch among others finds what it finds alone; the others are sampled, so that they differ from it."""
         prompt = question(backend)

@@ -75,14 +75,14 @@ def vote(
     n_classes = int(classes.max(initial=-1)) + 1
     if n_classes == 0:
         return 0.0
-    # Relative to the largest weight, so that flows of any size can be summed.
-    weight = np.exp(log_weight - log_weight[classes >= 0].max())
-    share = np.zeros((len(classes), n_classes))
-    share[np.arange(len(classes)), classes] = np.where(classes >= 0, weight, 0.0)
-    share[classes < 0] = 0.0
-    mass = share[subsets].sum(axis=1)
-    # A class's label: a grader may tell apart what voting does not.
-    label = np.array([correct[classes == c].mean() for c in range(n_classes)])
+    member = classes[:, None] == np.arange(n_classes)
+    voters = np.where(classes[subsets] >= 0, log_weight[subsets], -np.inf)
+    # Relative to each subset's largest weight, so that flows of any size can be summed.
+    largest = voters.max(axis=1, keepdims=True)
+    weight = np.exp(voters - np.where(np.isfinite(largest), largest, 0.0))
+    mass = (member[subsets] * weight[:, :, None]).sum(axis=1)
+    # A class's label is a mean: a grader may tell apart what voting does not.
+    label = (member * correct[:, None]).sum(axis=0) / np.maximum(member.sum(axis=0), 1)
     top = mass.max(axis=1, keepdims=True)
     tied = (mass >= top * (1 - 1e-9)) & (top > 0)
     return float(np.mean((tied * label).sum(axis=1) / np.maximum(tied.sum(axis=1), 1)))

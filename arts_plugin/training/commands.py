@@ -46,7 +46,10 @@ _TRAINING: list[tuple[str, Any, Any, str]] = [
 )
 @click.option("--traces", default=16, show_default=True, type=click.IntRange(1), help="N, main traces a problem.")
 @click.option("--grader", default="numeric", show_default=True, help="How answers are compared with the gold ones.")
-@click.option("--limit", type=click.IntRange(1), default=None, help="The first problems only.")
+@click.option("--tasks", default=None, help="lm-eval tasks instead of --data, graded by their own filters and metric.")
+@click.option("--split", type=click.Choice(["train", "test"]), default="train", show_default=True, help="Of --tasks.")
+@click.option("--include_path", "--include-path", default=None, help="Folder of lm-eval task files.")
+@click.option("--limit", type=click.IntRange(1), default=None, help="The first problems only (of each task).")
 @settings_options(without=("trace", "strategy", "width", "budget_trajectories"))
 def sdf(
     files: tuple[str, ...],
@@ -55,6 +58,9 @@ def sdf(
     out: str,
     traces: int,
     grader: str,
+    tasks: str | None,
+    split: str,
+    include_path: str | None,
     limit: int | None,
     **settings: Any,
 ) -> None:
@@ -68,19 +74,29 @@ def sdf(
     from arts_plugin.training.rows import read_rows
     from arts_plugin.training.sdf import make_trees, problems_of
 
-    if not files:
-        raise click.UsageError("give --data")
-    rows = read_rows(files, question_key=question_key, answer_key=answer_key)[:limit]
+    if bool(files) == bool(tasks):
+        raise click.UsageError("give either --data or --tasks")
+    rows = read_rows(files, question_key=question_key, answer_key=answer_key)[:limit] if files else []
     wanted = {"features": True, "verifier": "none", **given(settings)}
     # Every main trace may be forked, so 2 N trajectories are a limit that is never in the way.
     made = Arts(strategy="sdf", width=traces, budget_trajectories=2 * traces, trace=out, **wanted)
-    with made as arts, tqdm(total=len(rows), unit="problem", smoothing=0.05) as bar:
-        compare = arts.plugins.make("grader", grader)
-        for _, progress in make_trees(arts, problems_of(rows, arts, compare), grader):
+    with made as arts:
+        if tasks:
+            from arts_plugin.lm_eval.problems import load_tasks, task_problems
+
+            problems = list(task_problems(arts, load_tasks(tasks.split(","), split, include_path), limit))
+            grader = "lm-eval"
+        else:
+            problems = list(problems_of(rows, arts, arts.plugins.make("grader", grader)))
+        if not problems:
+            raise click.ClickException("there is no problem to make a tree of")
+        bar = tqdm(total=len(problems), unit="problem", smoothing=0.05)
+        for _, progress in make_trees(arts, problems, grader):
             stats = arts.backend.stats
             rate = stats.decoded_tokens / max(stats.decode_seconds + stats.prefill_seconds, 1e-9)
             bar.update()
             bar.set_postfix_str(f"{progress.traces} traces, {progress.pass_rate:.1%} right, {rate:.0f} tokens/s")
+        bar.close()
     click.echo(
         f"{out}: {progress.problems} problems, {progress.traces} finished traces, {progress.pass_rate:.1%} right"
     )

@@ -49,7 +49,7 @@ def read_grades(run: str | Path) -> dict[str, Graded]:
     """
     file = Path(run) / GRADES_FILE
     if not file.exists():
-        raise ArtsError(f"{run} has no {GRADES_FILE}: `arts sdf` writes it, and `arts grade` for a run without")
+        raise ArtsError(f"{run} has no {GRADES_FILE}: `arts sdf` writes it")
     return {graded.key: graded for graded in _lines(file)}
 
 

@@ -16,11 +16,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A problem. `id` is unique among the rows of a run."""
+    """A problem. `id` is unique among the rows of a run; `place` is its file and line."""
 
     id: str
     question: str
     gold: str
+    place: str = ""
 
 
 def read_rows(
@@ -50,7 +51,8 @@ def read_rows(
             if not line.strip():
                 continue
             try:
-                row = _row(json.loads(line), f"{file.stem}-{number}", question_key, answer_key, id_key)
+                keys = (question_key, answer_key, id_key)
+                row = _row(json.loads(line), f"{file.stem}-{number}", f"{file}, line {number}", *keys)
                 if row.id in rows:
                     raise ValueError(f"id {row.id!r} occurs twice")
             except (ValueError, KeyError, TypeError) as error:
@@ -64,7 +66,7 @@ def read_rows(
     return list(rows.values())
 
 
-def _row(record: Any, default_id: str, question_key: str, answer_key: str, id_key: str) -> Row:
+def _row(record: Any, default_id: str, place: str, question_key: str, answer_key: str, id_key: str) -> Row:
     if not isinstance(record, dict):
         raise TypeError(f"it is {type(record).__name__}, not an object")
     question, gold = record[question_key], record[answer_key]
@@ -72,4 +74,4 @@ def _row(record: Any, default_id: str, question_key: str, answer_key: str, id_ke
         raise ValueError(f"its {question_key} is {question!r}")
     if isinstance(gold, bool | dict | list) or gold is None or not str(gold).strip():
         raise ValueError(f"its {answer_key} is {gold!r}")
-    return Row(str(record.get(id_key, default_id)), question, str(gold).strip())
+    return Row(str(record.get(id_key, default_id)), question, str(gold).strip(), place)

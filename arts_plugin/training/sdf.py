@@ -6,6 +6,7 @@ killed goes on where it stopped: a tree that is there is not made again, and one
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +15,12 @@ from arts_plugin.api import Arts
 from arts_plugin.backend import Prompt
 from arts_plugin.errors import ArtsError
 from arts_plugin.search.job import Job
+from arts_plugin.settings import Settings
 from arts_plugin.training.grades import Graded, GradesFile
 from arts_plugin.training.rows import Row
 from arts_plugin.tree import ReasoningTree, Trajectory
+
+log = logging.getLogger(__name__)
 
 Grade = Callable[[Trajectory], bool]
 
@@ -31,6 +35,7 @@ class Problem:
     gold: str
     grade: Grade
     stops: tuple[str, ...] = ()
+    settings: Settings | None = None
 
 
 @dataclass(slots=True)
@@ -50,8 +55,14 @@ class Progress:
 
 
 def problems_of(rows: Iterable[Row], arts: Arts, grader: Callable[[str, str], bool]) -> Iterator[Problem]:
-    """Problems of bare questions: the prompt of `arts solve`, and the extracted answer graded against the gold one."""
+    """Problems of bare questions: the prompt of `arts solve`, and the extracted answer graded against the gold one.
+
+    A gold answer that does not even equal itself cannot be graded against; its problem is named and left out.
+    """
     for row in rows:
+        if not grader(row.gold, row.gold):
+            log.warning("%s is left out: the grader cannot read its gold answer %r", row.place or row.id, row.gold)
+            continue
 
         def grade(trajectory: Trajectory, gold: str = row.gold) -> bool:
             return trajectory.answer is not None and grader(trajectory.answer, gold)
@@ -84,7 +95,12 @@ def make_trees(arts: Arts, problems: Iterable[Problem], grader: str) -> Iterator
     def jobs() -> Iterator[Job]:
         for problem in problems:
             waiting[problem.id] = problem
-            yield arts.job(problem.prompt, stops=problem.stops, meta={"id": problem.id, "question": problem.question})
+            yield arts.job(
+                problem.prompt,
+                problem.settings,
+                stops=problem.stops,
+                meta={"id": problem.id, "question": problem.question},
+            )
 
     try:
         start = 0

@@ -33,18 +33,16 @@ def random_head(n_embd: int, hidden: int = 512) -> ValueHeadVerifier:
 class Engine:
     """One strategy on the engine, with a value head on its hidden states."""
 
-    def __init__(self, args: argparse.Namespace, strategy: str, **settings: object) -> None:
+    def __init__(self, args: argparse.Namespace, strategy: str, n_embd: int, **settings: object) -> None:
         self.arts = Arts(
             model=args.model,
             strategy=strategy,
             n_threads=args.threads,
             slots=args.branches,
-            verifier="none",
             max_gen_toks=args.tokens,
+            scorer=random_head(n_embd),
             **settings,
         )
-        self.arts._verifier = random_head(1)  # asks for features, so that the backend computes hidden states
-        self.arts._verifier = random_head(self.arts.backend.info.n_embd)
 
     def round(self, questions: list[str]) -> tuple[float, float]:
         """Tokens/s of decode time over the whole round, and until the last question was admitted (0: at once)."""
@@ -89,8 +87,10 @@ def main() -> None:
     with Path(args.rows).open(encoding="utf-8") as file:
         rows = [json.loads(line)["question"] for line in file][: args.questions * (args.rounds + 1)]
 
-    best = Engine(args, "best_of_n", budget_trajectories=args.branches)
-    arts = Engine(args, "arts", budget_trajectories=None, budget_tokens=args.branches * args.tokens // 4)
+    with Arts(model=args.model, verifier="none") as probe:
+        n_embd = probe.backend.info.n_embd
+    best = Engine(args, "best_of_n", n_embd, budget_trajectories=args.branches)
+    arts = Engine(args, "arts", n_embd, budget_trajectories=None, budget_tokens=args.branches * args.tokens // 4)
     prompt = best.arts.prompt(rows[0])
     bare = Bare(args.model, prompt.token_ids, Shape(args.branches, args.tokens, args.threads))
     text = best.arts.backend.encode_chat([{"role": "user", "content": question_text(rows[0])}]).text

@@ -314,6 +314,11 @@ class ScriptedBackend:
     def loglikelihood(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
         raise NotImplementedError
 
+    def tree_features(
+        self, tokens: Sequence[Sequence[int]], parents: Sequence[int | None], cut: Sequence[int]
+    ) -> FloatArray:
+        raise NotImplementedError
+
     def close(self) -> None:
         pass
 

@@ -1,0 +1,83 @@
+"""Problems of lm-eval tasks for `arts sdf`: the task's own prompt, and its own filters and metric as the grader."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from arts_plugin import prompts
+from arts_plugin.api import Arts
+from arts_plugin.errors import ArtsError
+from arts_plugin.lm_eval.requests import read_gen_kwargs
+from arts_plugin.training.sdf import Problem
+from arts_plugin.tree import Trajectory
+
+log = logging.getLogger(__name__)
+
+
+def load_tasks(names: Sequence[str], split: str, include_path: str | None = None) -> list[Any]:
+    """The generative tasks of these names, turned to a split.
+
+    Args:
+        split: "train", which is what training is for, or "test" for pools that scorers are compared on.
+
+    Raises:
+        ArtsError: no such task, one that does not generate, or one without that split.
+    """
+    from lm_eval.tasks import TaskManager
+
+    try:
+        loaded = TaskManager(include_path=include_path).load(list(names))["tasks"]
+    except (KeyError, ValueError) as error:
+        raise ArtsError(f"lm-eval cannot load {', '.join(names)}: {error}") from error
+    for name, task in loaded.items():
+        if task.OUTPUT_TYPE != "generate_until":
+            raise ArtsError(f"task {name} is {task.OUTPUT_TYPE}; only generative tasks make trees")
+        if task.config.num_fewshot is None:
+            task.set_config(key="num_fewshot", value=0)
+        if split == "train":
+            if not task.has_training_docs():
+                raise ArtsError(f"task {name} has no training split; --split test would train on what it is tested on")
+            task.config.test_split = task.config.training_split
+            # lm-eval prefers a test split, and knows of no other way to be asked for the training documents.
+            task.config.validation_split = None
+    return list(loaded.values())
+
+
+def task_problems(arts: Arts, tasks: Sequence[Any], limit: int | None = None) -> Iterator[Problem]:
+    """One problem a document, few-shot examples and all; `limit` of each task."""
+    said: set[str] = set()
+    for task in tasks:
+        task.build_all_requests(limit=limit, rank=0, world_size=1)
+        for instance in list(task.instances):
+            context, gen_kwargs = instance.args
+            settings, stops = read_gen_kwargs(gen_kwargs, arts.settings, said)
+            yield Problem(
+                id=f"{instance.task_name}-{instance.doc_id}",
+                question=str(context).strip(),
+                prompt=prompts.encode(arts.backend, str(context).strip(), settings.chat),
+                gold=str(task.doc_to_target(instance.doc)),
+                grade=_grader(task, instance),
+                stops=stops,
+                settings=settings,
+            )
+
+
+def _grader(task: Any, instance: Any) -> Callable[[Trajectory], bool]:
+    """Right if any of the task's filters finds a right answer in the text, by the task's first metric."""
+
+    def grade(trajectory: Trajectory) -> bool:
+        instance.resps = [trajectory.text]
+        instance.filtered_resps = {}
+        metric = next(iter(task.config.metric_list or [{"metric": None}]))["metric"]
+        for ensemble in task._filters:
+            ensemble.apply([instance])
+        for response in instance.filtered_resps.values():
+            found = task.process_results(instance.doc, [response])
+            value = found.get(metric, next(iter(found.values()), 0.0))
+            if isinstance(value, int | float) and value > 0.5:
+                return True
+        return False
+
+    return grade
