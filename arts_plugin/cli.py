@@ -94,9 +94,10 @@ def _solve_live(arts: Any, question: str, show_tree: bool) -> Any:
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def plugins(as_json: bool) -> None:
-    """List plugins: name, version, what they provide, and where they come from."""
+    """List plugins: name, version, what they provide, and where they come from; and the shipped verifiers."""
     from dataclasses import asdict
 
+    from arts_plugin.checkpoint import shipped
     from arts_plugin.plugins import plugins as registry
 
     infos = registry().infos()
@@ -113,6 +114,8 @@ def plugins(as_json: bool) -> None:
             click.echo(f"    {'observes':<10} {', '.join(observers)}")
         if info.problem:
             click.echo(f"    {'BROKEN':<10} {info.problem}")
+    for name, card in shipped().items():
+        click.echo(f"shipped verifier {name}: for {card.proposer.name}")
 
 
 @main.command()

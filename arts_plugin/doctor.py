@@ -96,6 +96,7 @@ def _model(model: str | None, speed: bool) -> Iterator[Check]:
 
 def _probe(model: str | None, speed: bool) -> Iterator[Check]:
     """Runs in the child process."""
+    from arts_plugin import checkpoint
     from arts_plugin.api import Arts
 
     try:
@@ -105,6 +106,15 @@ def _probe(model: str | None, speed: bool) -> Iterator[Check]:
             yield Check(f"model {info.name}: {info.details.get('description', '')}, {size:.0f} MB")
             if not info.chat_template:
                 yield Check("the model has no chat template", 1, "a base model: questions are put to it as plain text")
+            shipped = checkpoint.matching(arts.backend)
+            if shipped:
+                yield Check(f"verifier {shipped[0]} comes with the package and was trained on this model")
+            else:
+                yield Check(
+                    "no shipped verifier was trained on this model: states are scored by their log-probability",
+                    1,
+                    "train one: arts sdf, then arts train (README, Training a verifier)",
+                )
             if "Q4_K" in str(info.details.get("description")):
                 yield Check(
                     "its quantisation is Q4_K",

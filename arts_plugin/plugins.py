@@ -12,7 +12,7 @@ from typing import Any
 import pluggy
 
 from arts_plugin import hookspecs
-from arts_plugin.errors import unknown_name
+from arts_plugin.errors import did_you_mean, unknown_name
 
 GROUP = "arts"
 KINDS = ("backend", "strategy", "verifier", "grader", "extractor")
@@ -87,6 +87,17 @@ class Plugins:
                 self._report(entry.name, origin, error)
             else:
                 self._origins[entry.name] = origin
+                self._check_hooks(entry.name, origin)
+
+    def _check_hooks(self, plugin: str, origin: tuple[str, str]) -> None:
+        """pluggy never calls a hook that was not specified, and says nothing: most likely its name is misspelt."""
+        known = [name for name, hook in vars(self.manager.hook).items() if getattr(hook, "spec", None)]
+        for name, hook in vars(self.manager.hook).items():
+            for impl in hook.get_hookimpls() if name not in known else ():
+                if impl.plugin_name == plugin and not impl.optionalhook:
+                    problem = f"there is no hook {name!r}{did_you_mean(name, known)}"
+                    self._problems.setdefault(plugin, (origin[1], origin[0], problem))
+                    log.warning("arts plugin %r (%s): %s", plugin, origin[0], problem)
 
     def _report(self, name: str, origin: tuple[str, str], error: BaseException) -> None:
         problem = f"{type(error).__name__}: {error}"

@@ -49,7 +49,9 @@ class Settings:
         "number), a plugin's name, or regex:PATTERN (last match, first group).",
     )
     verifier: str = _setting(
-        "auto", "What scores states: a registered name, `none`, or `auto` (a matching one if any)."
+        "auto",
+        "What scores states: a trained verifier (its folder, built-in name, or `owner/name` on a hub), a registered "
+        "scorer, `none`, or `auto` (the shipped verifier that was trained on this model, if there is one).",
     )
     budget_trajectories: int | None = _setting(8, "Finished trajectories per question, at most.", low=1)
     budget_tokens: int | None = _setting(None, "Generated and refilled proposer tokens per question, at most.", low=1)

@@ -16,6 +16,7 @@ _NUMBER = r"[-+]?\$?\d(?:[\d,]*\d)?(?:\.\d+)?(?:/\d+)?%?"
 _LAST_NUMBER = re.compile(_NUMBER)
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
 _PHRASE = re.compile(r"\banswer\s+is\b[\s:]*", re.IGNORECASE)
+_LATEX = re.compile(r"\\(?:[dt]?frac|sqrt|pi|left|text|begin)\b")
 MAX_LENGTH = 400
 
 
@@ -51,7 +52,7 @@ def extract_phrase(text: str) -> str | None:
     clause = re.split(r"\.(?:\s|$)", line)[0].rsplit("=", 1)[-1].strip().strip("*$ ")
     if "\\boxed{}" in clause:  # the instruction, echoed
         return None
-    number = _LAST_NUMBER.search(clause)
+    number = None if _LATEX.search(clause) else _LAST_NUMBER.search(clause)
     return (number.group() if number else clause)[:MAX_LENGTH] or None
 
 

@@ -82,7 +82,7 @@ def read_gen_kwargs(
     if ignored and settings.strategy != "greedy":
         said_once(
             said,
-            f"the task's {', '.join(ignored)} do not touch the search: it samples with "
+            f"what the task says of {', '.join(ignored)} does not touch the search: it samples with "
             f"temperature={settings.temperature}, top_p={settings.top_p}, top_k={settings.top_k}. Greedy decoding is "
             f"strategy=greedy; a task overrides settings with {PREFIX}* keys only",
         )

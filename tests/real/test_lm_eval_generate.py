@@ -102,7 +102,7 @@ class TestCommandLine:
         assert done.returncode == 0, done.stderr
         assert "|arts_demo|" in done.stdout
         assert "no trained verifier is loaded" in done.stderr
-        assert done.stderr.count("do not touch the search") == 1
+        assert done.stderr.count("does not touch the search") == 1
         assert "Running generate_until requests: 100%" in done.stderr and "tokens/s" in done.stderr
         (file,) = (tmp_path / "out").rglob("results_*.json")
         config = json.loads(file.read_text())["config"]
@@ -127,7 +127,7 @@ class TestTasks:
             assert answer.cost["decoded_tokens"] > 24
             assert all(t["tokens"] <= 24 and "Question:" not in t["text"] for t in answer.trajectories)
             assert sample["arguments"][0][1]["do_sample"] is False
-        assert caplog.text.count("do not touch the search") == 1
+        assert caplog.text.count("does not touch the search") == 1
         assert results["config"]["model_digest"] == lm.backend_engine.digest()
 
     def test_cot_with_overrides(self, lm: ArtsLM, tasks: TaskManager) -> None:

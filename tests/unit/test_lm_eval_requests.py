@@ -41,7 +41,7 @@ class TestGenKwargs:
         assert settings == Settings()
         assert stops == ("Question:", "</s>")
         (record,) = caplog.records
-        assert "do_sample, temperature do not touch the search" in record.message
+        assert "do_sample, temperature does not touch the search" in record.message
         assert "temperature=0.6" in record.message
 
     def test_greedy_has_nothing_to_say(self, caplog: pytest.LogCaptureFixture) -> None:

@@ -95,6 +95,16 @@ def test_a_broken_plugin_is_named_once_and_the_rest_works(
     assert info.problem is not None and info.problem in warning
 
 
+def test_a_misspelt_hook_is_named(install: Install, caplog: pytest.LogCaptureFixture) -> None:
+    """pluggy itself would never call it, and never say so."""
+    install("typo", GOOD.replace("arts_register_graders", "arts_register_grader"), "typo")
+    plugins = Plugins()
+    (warning,) = warnings(caplog, "'typo'")
+    assert "there is no hook 'arts_register_grader'; did you mean 'arts_register_graders'" in warning
+    assert "exact" in plugins.registrations("grader")
+    assert next(info for info in plugins.infos() if info.name == "typo").problem is not None
+
+
 @pytest.mark.parametrize("target", ["no_such_module_anywhere", "arts_plugin.builtin:no_such_thing"])
 def test_an_entry_point_that_leads_nowhere(target: str, install: Install, caplog: pytest.LogCaptureFixture) -> None:
     install("astray", None, "astray", target=target)
