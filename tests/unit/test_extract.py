@@ -33,7 +33,7 @@ from arts_plugin.hookspecs import Extractor
         (extract.extract_phrase, "the final answer is within \\boxed{}.", None),
         (extract.extract_phrase, "answer isnt 5", None),
         (extract.extract_phrase, r"The answer is $\frac{3}{4}$.", r"\frac{3}{4}"),
-        (extract.extract_phrase, r"The answer is \$5.", "5"),
+        (extract.extract_phrase, r"The answer is \$5.", "$5"),
         (extract.extract_number, "3 apples and $1,234.50, that is all 7", "7"),
         (extract.extract_number, "it costs $1,234.50.", "$1,234.50"),
         (extract.extract_number, "so 5, done", "5"),
