@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from arts_plugin.checkpoint import Card
 
@@ -15,6 +16,11 @@ def write_model_card(folder: str | Path, card: Card) -> None:
         _, mark, rest = file.read_text(encoding="utf-8").partition("\n## Test")
         kept = mark + rest
     file.write_text(_text(card) + kept, encoding="utf-8")
+
+
+def _loss(record: dict[str, Any]) -> str:
+    options = ", ".join(f"{key} {value}" for key, value in record.items() if key != "name")
+    return f"`{record['name']}`" + (f" ({options})" if options else "")
 
 
 def _text(card: Card) -> str:
@@ -36,7 +42,7 @@ the {kind}; a trace's score is taken at its {"end" if card.aggregate == "termina
 | prompt | that of `arts solve`: question, instruction, the model's chat template |
 | step delimiter | `{card.delimiter!r}` |
 | state feature | `{card.feature}` |
-| loss | {training["loss"]} |
+| loss | {_loss(training["loss"])} |
 | trees | {training["problems"]} problems, {training["traces"]} traces, {training["traces_right"]} right; {sampling} |
 | rewards | {training["reward_right"]} / {training["reward_wrong"]} |
 | made by | `{training["command"]}` |

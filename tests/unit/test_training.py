@@ -2,8 +2,11 @@
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -319,7 +322,7 @@ def test_every_message_of_a_run_without_grades(tmp_path: Path) -> None:
         read_labelled(folder)
 
 
-def damaged(folder: Path, change: Callable[[dict[str, object]], object]) -> Path:
+def damaged(folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
     record = json.loads((folder / "run.json").read_text())
     change(record)
     (folder / "run.json").write_text(json.dumps(record))
@@ -330,3 +333,21 @@ def test_a_damaged_run_file(tmp_path: Path) -> None:
     folder = damaged(write(tmp_path / "run", range(2)), lambda record: record.pop("model"))
     with pytest.raises(ArtsError, match="is damaged"):
         read_labelled(folder)
+
+
+def test_a_packed_run_is_a_run_again(run: Path, tmp_path: Path) -> None:
+    """The example's script; whole lines only, and no path of this machine."""
+    script = Path(__file__).parents[2] / "examples" / "verifier" / "pools.py"
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("trees.jsonl", "grades.jsonl", "run.json"):
+        copy.joinpath(name).write_bytes((run / name).read_bytes())
+    damaged(copy, lambda record: record["model"].update(file="model.gguf"))
+    with (copy / "trees.jsonl").open("a") as file:
+        file.write('{"half')
+    subprocess.run([sys.executable, script, "--pack", copy, tmp_path / "pool"], check=True)
+    subprocess.run([sys.executable, script, tmp_path / "pool", tmp_path / "again"], check=True)
+    assert (tmp_path / "again" / "trees.jsonl").read_bytes() == (run / "trees.jsonl").read_bytes()
+    assert len(read_labelled(tmp_path / "again", with_features=False)) == 60
+    assert str(tmp_path) not in (tmp_path / "again" / "run.json").read_text()
+    assert subprocess.run([sys.executable, script, tmp_path / "pool", tmp_path / "again"], check=False).returncode
