@@ -26,9 +26,10 @@ def _limit_memory() -> None:
 
 def compare(answer: str, gold: str) -> dict[str, Any]:
     """`equal`, and whether each of the two could be parsed at all."""
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+    from math_verify import LatexExtractionConfig, parse, verify
 
-    configs = [LatexExtractionConfig(), ExprExtractionConfig()]
+    # Not ExprExtractionConfig: it hands text to SymPy's parse_expr, which is Python's eval in the end.
+    configs = [LatexExtractionConfig()]
     # Bare LaTeX is not found: a gold answer of `\frac{1}{2}` would not even equal itself.
     left, right = (parse(f"${text}$", configs, parsing_timeout=None) for text in (gold, answer))
     equal = bool(left and right) and bool(verify(left, right, timeout_seconds=None))
