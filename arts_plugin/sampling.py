@@ -61,7 +61,10 @@ def candidates(row: FloatArray, sampling: Sampling, log_z: float) -> tuple[IntAr
     if sampling.temperature == 0:
         return np.array([int(row.argmax())]), np.ones(1)
     if sampling.top_k == 0 and sampling.top_p >= 1:
-        ids = np.arange(len(row)) if sampling.min_p == 0 else np.flatnonzero(row >= row.max() + np.log(sampling.min_p))
+        ids = np.arange(len(row))
+        if sampling.min_p > 0:
+            ids = np.flatnonzero(row >= row.max() + np.log(sampling.min_p))
+            ids = ids[np.argsort(-row[ids], kind="stable")]
     else:
         ids = _nucleus(row, sampling, log_z)
         if sampling.min_p > 0:

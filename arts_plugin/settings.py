@@ -30,7 +30,9 @@ class Settings:
 
     backend: str = _setting("llama_cpp", "Which backend runs the proposer; `arts plugins` lists them.")
     model: str | None = _setting(
-        None, "Proposer: a GGUF file, `repo_id:file` on a hub, or nothing for the embedded SmolLM2-135M-Instruct."
+        None,
+        "Proposer: a GGUF file, `repo_id:file` on a hub, with backend=hf also a model folder or `owner/name` on a hub; "
+        "nothing is the embedded SmolLM2-135M-Instruct.",
     )
     chat: Chat = _setting(
         "auto",
@@ -88,6 +90,14 @@ class Settings:
     tensor_split: str | None = _setting(None, "llama.cpp: share of the model for each GPU, separated by `;`.")
     n_ubatch: int = _setting(512, "llama.cpp: tokens in one forward pass, at most.", low=1)
     flash_attn: bool | None = _setting(None, "llama.cpp: flash attention on or off; default: llama.cpp decides.")
+    dtype: str = _setting(
+        "auto", "hf: bfloat16, float16 or float32; auto is bfloat16 where the device computes in it, else float32."
+    )
+    device: str | None = _setting(
+        None, "hf: cuda, cuda:1, cpu, or auto to spread the model over all devices; default: cuda if there is one."
+    )
+    revision: str | None = _setting(None, "hf: branch, tag or commit of a model on a hub.")
+    trust_remote_code: bool = _setting(False, "hf: run code that comes with the model. Only for models you trust.")
     trace: str | None = _setting(None, "Run folder for trees; running again with the same settings resumes it.")
     features: bool = _setting(False, "Keep the hidden state of every state in the run folder (needs trace).")
 
@@ -140,6 +150,10 @@ _RUNTIME = frozenset(
         "tensor_split",
         "n_ubatch",
         "flash_attn",
+        "dtype",
+        "device",
+        "revision",
+        "trust_remote_code",
     }
 )
 _FIELDS = {f.name: f for f in fields(Settings)}

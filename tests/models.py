@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from arts_llama_cpp.locate import embedded
+from arts_plugin.locate import embedded
 
 NAMES = {
     "qwen2.5": "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",

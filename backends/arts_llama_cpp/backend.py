@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 
-from arts_llama_cpp import gguf_file
 from arts_llama_cpp.context import MAX_SEQUENCES, LlamaContext
-from arts_llama_cpp.engine import RECENT_PROMPTS, LlamaEngine
-from arts_llama_cpp.hidden import tree_features
-from arts_llama_cpp.likelihood import loglikelihood
-from arts_llama_cpp.locate import locate
 from arts_llama_cpp.model import LlamaModel
-from arts_plugin.backend import FloatArray, Message, ModelInfo, Prompt
+from arts_plugin import gguf_file
+from arts_plugin.backend import Message, ModelInfo, Prompt
+from arts_plugin.engine.engine import RECENT_PROMPTS, BranchEngine
 from arts_plugin.errors import SettingsError
+from arts_plugin.locate import locate
 from arts_plugin.settings import Settings
 
 MAX_SLOTS = (MAX_SEQUENCES - RECENT_PROMPTS) // 2
 """A running branch and the point it came from each hold a sequence, of which llama.cpp has 256."""
 
 
-class LlamaCppBackend(LlamaEngine):
+class LlamaCppBackend(BranchEngine):
     """llama.cpp in process, as `arts_plugin.backend.Backend` describes it.
 
     Args:
@@ -43,6 +41,7 @@ class LlamaCppBackend(LlamaEngine):
         except BaseException:
             model.close()
             raise
+        self.model, self.context = model, context
         super().__init__(context, settings.slots)
 
     @cached_property
@@ -65,16 +64,6 @@ class LlamaCppBackend(LlamaEngine):
     def encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> Prompt:
         """A chat in the model's template."""
         return self.model.encode_chat(messages, add_generation_prompt)
-
-    def loglikelihood(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
-        """Log-likelihoods of continuations; see `arts_llama_cpp.likelihood`."""
-        return loglikelihood(self, pairs)
-
-    def tree_features(
-        self, tokens: Sequence[Sequence[int]], parents: Sequence[int | None], cut: Sequence[int]
-    ) -> FloatArray:
-        """Hidden states of a recorded tree; see `arts_llama_cpp.hidden`."""
-        return tree_features(self, tokens, parents, cut)
 
     def close(self) -> None:
         """Free context and model."""

@@ -2,35 +2,65 @@
 
 from __future__ import annotations
 
-import os
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from arts_llama_cpp.bindings import last_errors
-from arts_llama_cpp.kv import CacheFullError, KvCache, KvSequence
 from arts_llama_cpp.model import LlamaModel
-from arts_plugin.backend import FloatArray
+from arts_plugin.backend import FloatArray, Sampling
+from arts_plugin.engine.kv import CacheFullError, KvCache, KvSequence
+from arts_plugin.engine.runtime import Draw, Row, default_threads
 from arts_plugin.errors import ArtsError, ModelError
+from arts_plugin.sampling import log_normaliser, pick
 from arts_plugin.settings import Settings
 
 MAX_SEQUENCES = 256  # llama.cpp's own limit
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One token at the end of a sequence, whose logits (and hidden state) are wanted."""
+class Logits:
+    """Logits of a batch's rows [n, vocabulary], their logsumexp [n] and hidden states [n, n_embd], as the engine draws
+    from them: views into llama.cpp's buffers until `keep` copies a row."""
 
-    sequence: KvSequence
-    token: int
+    logits: FloatArray
+    log_z: npt.NDArray[np.float64]
+    hidden: FloatArray | None = None
+
+    def draw(self, rows: Sequence[int], sampling: Sampling, uniforms: Sequence[float]) -> list[Draw]:
+        """See `arts_plugin.engine.runtime.NextTokens`."""
+        return [self._draw(row, sampling, u) for row, u in zip(rows, uniforms, strict=True)]
+
+    def _draw(self, row: int, sampling: Sampling, u: float) -> Draw:
+        logits, log_z = self.logits[row], float(self.log_z[row])
+        if not math.isfinite(log_z):
+            return 0, math.nan
+        token = pick(logits, sampling, log_z, u)
+        return token, float(logits[token]) - log_z
+
+    def keep(self, row: int) -> Logits:
+        """One row, copied."""
+        return Logits(self.logits[row : row + 1].copy(), self.log_z[row : row + 1].copy())
 
 
-def default_threads() -> int:
-    """Half the logical CPUs (two share a core on most machines), but both of a machine that has two."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(available, max(2, available // 2))
+class _Memory:
+    """llama.cpp's sequences, as the books see them."""
+
+    def __init__(self, lib: Any, handle: Any) -> None:
+        self._lib, self._handle = lib, handle
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        self._lib.llama_memory_seq_cp(self._handle, source, target, 0, length)
+
+    def remove(self, sequence: int, start: int) -> None:
+        self._lib.llama_memory_seq_rm(self._handle, sequence, start, -1)
+
+    def first_position(self, sequence: int) -> int:
+        return int(self._lib.llama_memory_seq_pos_min(self._handle, sequence))
 
 
 class LlamaContext:
@@ -39,6 +69,9 @@ class LlamaContext:
     With hidden states on, llama.cpp makes every token of a batch an output, vocabulary projection included. They are
     therefore switched off for prefill, and the last token of a prefix is always a row.
     """
+
+    feature_rows = 64  # each of them costs a vocabulary projection, wanted or not
+    score_rows = 128  # each of them is as wide as the vocabulary
 
     def __init__(self, model: LlamaModel, settings: Settings, features: bool) -> None:
         self.model, self.features, self.lib = model, features, model.lib
@@ -69,7 +102,7 @@ class LlamaContext:
         memory = self.lib.llama_get_memory(self.handle)
         # With `swa_full` too, llama.cpp may reuse cells of window layers that lie behind their sequence's window.
         window = self.lib.llama_model_n_swa(model.handle)
-        self.kv = KvCache(self.lib, memory, n_cells, params.n_seq_max, window)
+        self.kv = KvCache(_Memory(self.lib, memory), n_cells, params.n_seq_max, window)
         self._batch = self.lib.llama_batch_init(self.n_batch, 0, 1)
         self._embeddings = features
 
@@ -84,22 +117,24 @@ class LlamaContext:
             chunk = tokens[start : start + self.n_batch]
             self._decode([(sequence, token, False) for token in chunk])
 
-    def rows(self, rows: Sequence[Row], features: bool) -> tuple[FloatArray, FloatArray | None]:
-        """Compute one token for each row, together.
-
-        Returns:
-            logits [n, vocabulary] and post-norm hidden states [n, n_embd] (None unless `features`). Both are views
-            into llama.cpp's buffers and hold until the next call.
-
-        Raises:
-            CacheFullError: not enough cells; nothing was computed.
-        """
+    def rows(self, rows: Sequence[Row], features: bool) -> Logits:
+        """Compute one token for each row, together; see `arts_plugin.engine.runtime.Runtime`."""
         self._set_embeddings(features)
         self._decode([(row.sequence, row.token, True) for row in rows])
         logits = self._output(self.lib.llama_get_logits(self.handle), len(rows), self.model.n_vocab)
+        log_z = log_normaliser(logits)
         if not features:
-            return logits, None
-        return logits, self._output(self.lib.llama_get_embeddings(self.handle), len(rows), self.model.n_embd)
+            return Logits(logits, log_z)
+        hidden = self._output(self.lib.llama_get_embeddings(self.handle), len(rows), self.model.n_embd)
+        return Logits(logits, log_z, hidden)
+
+    def score(self, rows: Sequence[Row], wanted: Sequence[Sequence[int]]) -> list[list[tuple[float, bool]]]:
+        """Log-probabilities of wanted tokens after each row."""
+        made = self.rows(rows, features=False)
+        return [
+            [(float(row[token]) - float(log_z), int(row.argmax()) == token) for token in tokens]
+            for row, log_z, tokens in zip(made.logits, made.log_z, wanted, strict=True)
+        ]
 
     def _output(self, pointer: Any, n_rows: int, width: int) -> FloatArray:
         return np.ctypeslib.as_array(pointer, shape=(n_rows * width,)).reshape(n_rows, width)

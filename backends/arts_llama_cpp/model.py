@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from arts_llama_cpp import gguf_file
 from arts_llama_cpp.bindings import last_errors, llama
+from arts_plugin import chat, gguf_file
 from arts_plugin.backend import Message, ModelInfo, Prompt
 from arts_plugin.errors import ModelError, PromptTooLongError
 from arts_plugin.settings import Settings
@@ -148,22 +148,11 @@ class LlamaModel:
         Raises:
             ModelError: the model has no chat template, or its template fails.
         """
-        hidden: list[str] = []
-
-        def hide(match: re.Match[str]) -> str:
-            hidden.append(match.group())
-            return f"\ue000{len(hidden) - 1}\ue001"
-
-        pattern = self._special_pattern()
-        safe = [{**m, "content": pattern.sub(hide, m["content"])} for m in messages]
-        rendered = self.render(safe, add_generation_prompt)
-        tokens: list[int] = []
-        for i, part in enumerate(re.split(r"\ue000(\d+)\ue001", rendered)):
-            # Odd parts are the numbers of hidden texts, which are tokenised as a user's.
-            tokens += self.tokenize(hidden[int(part)], special=False) if i % 2 else self.tokenize(part, special=True)
+        text, tokens = chat.encode(
+            messages, self._special_pattern(), lambda safe: self.render(safe, add_generation_prompt), self.tokenize
+        )
         if self.adds_bos and tokens[:1] != [self.bos]:
             tokens.insert(0, self.bos)  # a template that carries its own BOS must not get a second one
-        text = re.sub(r"\ue000(\d+)\ue001", lambda match: hidden[int(match.group(1))], rendered)
         return Prompt(text, tuple(tokens))
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
@@ -172,10 +161,8 @@ class LlamaModel:
             raise ModelError(
                 f"{self.path.name} has no chat template (a base model?); use chat=plain, or a model that was tuned for chat"
             )
-        from arts_llama_cpp.chat import render
-
         try:
-            return render(
+            return chat.render(
                 self.chat_template,
                 messages,
                 bos_token=self._token_text(self.bos),
@@ -195,11 +182,7 @@ class LlamaModel:
         if self._special is None:
             attr = self.lib.llama_vocab_get_attr
             ids = (t for t in range(self.n_vocab) if attr(self.vocab, t) & (_UNKNOWN | _CONTROL | _USER_DEFINED))
-            texts = sorted({self._token_text(t) for t in ids} - {""}, key=len, reverse=True)
-            # Runs of white space are user-defined tokens in some vocabularies; those are anybody's to write.
-            texts = [text for text in texts if text.strip()]
-            # A user's own private-use character must not pass for the mark of a hidden text.
-            self._special = re.compile("|".join(map(re.escape, [*texts, "\ue000"])))
+            self._special = chat.special_pattern(self._token_text(t) for t in ids)
         return self._special
 
     def close(self) -> None:

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from arts_llama_cpp.backend import LlamaCppBackend
-from arts_llama_cpp.context import MAX_SEQUENCES, Row
-from arts_llama_cpp.engine import RECENT_PROMPTS
-from arts_llama_cpp.states import LlamaState
+from arts_llama_cpp.context import MAX_SEQUENCES, Logits
 from arts_plugin.backend import Generation, Prompt, Sampling
+from arts_plugin.engine.engine import RECENT_PROMPTS
+from arts_plugin.engine.runtime import Row
+from arts_plugin.engine.states import BranchState
+from arts_plugin.sampling import log_normaliser
 from arts_plugin.settings import Settings
 from arts_plugin.testing import BackendContract, Trace, cosine, run
 from tests.models import THREADS, model, smollm2
@@ -90,7 +92,7 @@ def assert_same(backend: LlamaCppBackend, prompt: Prompt, left: Trace, right: Tr
     CONTRACT.assert_same(backend, prompt, left, right)
 
 
-Submit = Callable[[LlamaState], None]
+Submit = Callable[[BranchState], None]
 
 
 def search(
@@ -113,7 +115,7 @@ def search(
             idle = []
         for result in backend.poll():
             traces[id(result.state)].steps.append(result)
-            assert isinstance(result.state, LlamaState)
+            assert isinstance(result.state, BranchState)
             if result.terminal:
                 backend.drop(result.state)
             else:
@@ -210,7 +212,7 @@ def test_allowance_is_kept(tight: LlamaCppBackend) -> None:
     """Refills count against a step's allowance, whatever is evicted or paused meanwhile."""
     draw, granted = random.Random(5), {}
 
-    def submit(state: LlamaState) -> None:
+    def submit(state: BranchState) -> None:
         refill = tight.refill_cost(state)
         step = draw.randint(4, 2 * STEP)
         granted[id(state)] = step + refill
@@ -233,7 +235,7 @@ def test_allowance_is_kept(tight: LlamaCppBackend) -> None:
                 cost += result.decoded + result.refilled
                 short += not result.terminal and not result.token_ids
                 if not result.terminal:
-                    assert isinstance(result.state, LlamaState)
+                    assert isinstance(result.state, BranchState)
                     states.append(result.state)
             check_books(tight)
     assert cost == tight.stats.decoded_tokens + tight.stats.refilled_tokens
@@ -356,13 +358,14 @@ def test_invalid_logits_end_one_branch(ample: LlamaCppBackend, monkeypatch: pyte
     prompt = ample.encode("Once upon a time")
     rows, calls = ample.context.rows, []
 
-    def poisoned(wanted: Sequence[Row], features: bool) -> tuple[Any, Any]:
-        logits, hidden = rows(wanted, features)
+    def poisoned(wanted: Sequence[Row], features: bool) -> Logits:
+        made = rows(wanted, features)
         calls.append(len(wanted))
         if len(calls) == 5:
-            logits = logits.copy()
+            logits = made.logits.copy()
             logits[2, 17] = np.nan
-        return logits, hidden
+            return Logits(logits, log_normaliser(logits), made.hidden)
+        return made
 
     monkeypatch.setattr(ample.context, "rows", poisoned)
     found = run(ample, prompt, SAMPLED, range(4), max_steps=1)
@@ -381,7 +384,12 @@ def test_invalid_logits_end_one_branch(ample: LlamaCppBackend, monkeypatch: pyte
 def test_invalid_logits_at_a_state(ample: LlamaCppBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each branch from a state with invalid logits ends with an error, and none raises."""
     rows = ample.context.rows
-    monkeypatch.setattr(ample.context, "rows", lambda w, f: (np.full_like(rows(w, f)[0], np.inf), None))
+
+    def poisoned(wanted: Sequence[Row], features: bool) -> Logits:
+        logits = np.full_like(rows(wanted, features).logits, np.inf)
+        return Logits(logits, log_normaliser(logits))
+
+    monkeypatch.setattr(ample.context, "rows", poisoned)
     for trace in run(ample, ample.encode("Once"), SAMPLED, range(3)):
         assert [(step.stop, step.token_ids, step.text) for step in trace.steps] == [("error", (), "")]
     check_empty(ample)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-import arts_llama_cpp.ends
+import arts_llama_cpp.context
 from arts_llama_cpp.backend import LlamaCppBackend
-from arts_llama_cpp.gguf_file import tensor_digest
 from arts_plugin.backend import Generation, Sampling
 from arts_plugin.errors import ModelError, PromptTooLongError, SettingsError
+from arts_plugin.gguf_file import tensor_digest
 from arts_plugin.settings import Settings
 from arts_plugin.testing import run
 from tests.models import THREADS, model, smollm2
@@ -221,7 +221,7 @@ def test_every_end_of_generation_token_ends_the_trace(name: str, monkeypatch: py
         assert len(backend.model.eog) > 1
         for token in sorted(backend.model.eog):
             drawn = iter([*backend.model.tokenize("one two"), token])
-            monkeypatch.setattr(arts_llama_cpp.ends, "pick", lambda *_, drawn=drawn: next(drawn))
+            monkeypatch.setattr(arts_llama_cpp.context, "pick", lambda *_, drawn=drawn: next(drawn))
             (trace,) = run(backend, backend.encode("Count:"), Generation(max_gen_toks=20))
             assert (trace.steps[-1].stop, trace.steps[-1].terminal, trace.text) == ("eos", True, "one two")
             assert token not in trace.tokens

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from arts_llama_cpp.backend import LlamaCppBackend
-from arts_llama_cpp.likelihood import MAX_ROWS
+from arts_llama_cpp.context import LlamaContext
 from arts_plugin.backend import FloatArray, Generation, Prompt, Sampling
 from arts_plugin.errors import ArtsError, PromptTooLongError
 from arts_plugin.settings import Settings
@@ -220,8 +220,8 @@ def test_long_continuation(n_ubatch: int) -> None:
     settings = Settings.of(model=smollm2(), n_ctx=256, n_ubatch=n_ubatch, slots=4, n_threads=THREADS)
     backend = LlamaCppBackend(settings)
     tokens = backend.encode("".join(f"{i} times {i} is {i * i}. " for i in range(60))).token_ids
-    context, continuation = tokens[:7], tokens[7 : 7 + MAX_ROWS + 50]
-    assert len(continuation) > MAX_ROWS
+    context, continuation = tokens[:7], tokens[7 : 7 + LlamaContext.score_rows + 50]
+    assert len(continuation) > LlamaContext.score_rows
     ((total, greedy),) = backend.loglikelihood([(context, continuation)])
     check_likelihood(backend, context, continuation, total)
     assert not greedy

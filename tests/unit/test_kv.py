@@ -7,40 +7,38 @@ from array import array
 
 import pytest
 
-from arts_llama_cpp.kv import CacheFullError, KvCache, KvSequence
+from arts_plugin.engine.kv import CacheFullError, KvCache, KvSequence
 
 N_CELLS, N_SEQUENCES = 96, 12
 
 
 class Memory:
-    """Stands in for llama_cpp: which positions each sequence id holds."""
+    """Stands in for a runtime: which positions each sequence id holds."""
 
     def __init__(self) -> None:
         self.positions: dict[int, list[int]] = {}
         self.calls: list[tuple[object, ...]] = []
         self.first: dict[int, int] = {}
 
-    def llama_memory_seq_cp(self, memory: object, source: int, target: int, start: int, end: int) -> None:
-        """Copy positions [start, end)."""
-        self.calls.append(("cp", source, target, start, end))
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copy the first positions."""
+        self.calls.append(("copy", source, target, length))
         assert not self.positions.get(target)
-        self.positions[target] = [p for p in self.positions.get(source, []) if start <= p < end]
+        self.positions[target] = [p for p in self.positions.get(source, []) if p < length]
 
-    def llama_memory_seq_rm(self, memory: object, id: int, start: int, end: int) -> bool:
-        """Remove positions [start, end); -1 is open."""
-        self.calls.append(("rm", id, start, end))
-        kept = [p for p in self.positions.get(id, []) if p < start or (0 <= end <= p)]
-        self.positions[id] = [] if start < 0 and end < 0 else kept
-        return True
+    def remove(self, sequence: int, start: int) -> None:
+        """Remove the positions from `start` on."""
+        self.calls.append(("remove", sequence, start))
+        self.positions[sequence] = [p for p in self.positions.get(sequence, []) if p < start]
 
-    def llama_memory_seq_pos_min(self, memory: object, id: int) -> int:
+    def first_position(self, sequence: int) -> int:
         """The first position that is whole in every layer."""
-        return self.first.get(id, 0)
+        return self.first.get(sequence, 0)
 
 
 def cache(window: int = 0) -> tuple[KvCache, Memory]:
     memory = Memory()
-    return KvCache(memory, None, N_CELLS, N_SEQUENCES, window), memory
+    return KvCache(memory, N_CELLS, N_SEQUENCES, window), memory
 
 
 def append(kv: KvCache, memory: Memory, sequence: KvSequence, tokens: list[int]) -> None:

@@ -6,8 +6,9 @@ import math
 from array import array
 from dataclasses import dataclass, field
 
-from arts_llama_cpp.kv import KvSequence
 from arts_plugin.backend import FloatArray, Generation
+from arts_plugin.engine.kv import KvSequence
+from arts_plugin.engine.runtime import NextTokens
 from arts_plugin.errors import ArtsError
 from arts_plugin.steps import Delimiter, StepScanner
 from arts_plugin.tree import StopReason
@@ -30,12 +31,12 @@ class Question:
 class Point:
     """The end of a prompt or a step: everything a branch needs to go on from there.
 
-    `sequence` and `logits` are what memory pressure may take away; they are computed again when a branch starts.
+    `sequence` and `next` are what memory pressure may take away; they are computed again when a branch starts.
     A point lives as long as it has `users`: its state, and forks that have not started.
 
     Attributes:
         tokens: prompt and trace so far, all of them.
-        logits: of the next token, [vocabulary].
+        next: the distribution of the next token.
         tail: hidden states at the last tokens, newest last: as far back as a stop string could reach, and one more.
     """
 
@@ -43,7 +44,7 @@ class Point:
     tokens: array[int]
     scanner: StepScanner
     sequence: KvSequence | None = None
-    logits: FloatArray | None = None
+    next: NextTokens | None = None
     tail: list[FloatArray] = field(default_factory=list)
     users: int = 1
     waiting: int = 0
@@ -53,7 +54,7 @@ class Point:
     @property
     def ready(self) -> bool:
         """Whether branches can start without anything being computed first."""
-        return self.sequence is not None and self.logits is not None
+        return self.sequence is not None and self.next is not None
 
     @property
     def generated(self) -> int:
@@ -61,7 +62,7 @@ class Point:
         return len(self.tokens) - self.question.n_prompt
 
 
-class LlamaState:
+class BranchState:
     """A branch: at rest at a point, or running beyond it. The engine's side of `arts_plugin.backend.State`."""
 
     __slots__ = ("key", "point", "run")
@@ -116,14 +117,14 @@ class Run:
         return math.inf if self.allowance is None else self.allowance - self.decoded - self.refilled
 
 
-def point_of(state: LlamaState) -> Point:
+def point_of(state: BranchState) -> Point:
     """Where a state stands, or started."""
     if state.point is None:
         raise ArtsError("the state has ended, or was dropped or cancelled")
     return state.point
 
 
-def run_of(state: LlamaState) -> Run:
+def run_of(state: BranchState) -> Run:
     """The step that a state was submitted for."""
     if state.run is None:
         raise ArtsError("the state is not submitted")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from arts_llama_cpp.engine import LlamaEngine
-    from arts_llama_cpp.states import Point
+    from arts_plugin.engine.engine import BranchEngine
+    from arts_plugin.engine.states import Point
 
 
 def make_room(
-    engine: LlamaEngine, cells: int, *, need_id: bool = False, keep: Point | None = None, pause: bool = False
+    engine: BranchEngine, cells: int, *, need_id: bool = False, keep: Point | None = None, pause: bool = False
 ) -> bool:
     """Free `cells` cells (and a sequence id); whether that could be done.
 
@@ -35,6 +35,6 @@ def make_room(
     return True
 
 
-def _least_wanted(engine: LlamaEngine, keep: Point | None, priming: bool) -> Point | None:
+def _least_wanted(engine: BranchEngine, keep: Point | None, priming: bool) -> Point | None:
     idle = [p for p in engine.points if p is not keep and (priming or not p.priming)]
     return min(idle, key=lambda p: (p.priming, p.waiting > 0, p.priority), default=None)

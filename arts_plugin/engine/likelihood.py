@@ -5,18 +5,16 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
+from typing import TYPE_CHECKING
 
-from arts_llama_cpp.context import Row
-from arts_llama_cpp.engine import LlamaEngine
-from arts_llama_cpp.kv import KvSequence
-from arts_llama_cpp.room import make_room
-from arts_plugin.backend import FloatArray
+from arts_plugin.engine.kv import KvSequence
+from arts_plugin.engine.room import make_room
+from arts_plugin.engine.runtime import Row
 from arts_plugin.errors import ArtsError, PromptTooLongError
-from arts_plugin.sampling import log_normaliser
 
-MAX_ROWS = 128
-"""Logits rows in one batch: each is as wide as the vocabulary, so a whole prompt of them would fill the memory."""
+if TYPE_CHECKING:
+    from arts_plugin.engine.engine import BranchEngine
 
 Pair = tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -29,15 +27,14 @@ class _Score:
     greedy: bool = True
     done: int = 0
 
-    def add(self, row: FloatArray, log_z: float) -> None:
-        token = self.continuation[self.done]
-        self.total += float(row[token]) - log_z
-        self.greedy = self.greedy and int(row.argmax()) == token
+    def add(self, logprob: float, likeliest: bool) -> None:
+        self.total += logprob
+        self.greedy = self.greedy and likeliest
         self.done += 1
 
 
 def loglikelihood(
-    engine: LlamaEngine, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
+    engine: BranchEngine, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
 ) -> list[tuple[float, bool]]:
     """(sum of log-probabilities in nats, is it the greedy continuation) of each (context, continuation).
 
@@ -69,7 +66,7 @@ def _fit(context: tuple[int, ...], continuation: tuple[int, ...], n_ctx: int) ->
     return context[-room:], continuation
 
 
-def _score_context(engine: LlamaEngine, context: array[int], scores: list[_Score]) -> None:
+def _score_context(engine: BranchEngine, context: array[int], scores: list[_Score]) -> None:
     if not scores:
         return
     base = engine.begin_sequence(context)
@@ -77,37 +74,37 @@ def _score_context(engine: LlamaEngine, context: array[int], scores: list[_Score
         raise ArtsError(f"the KV cache of {engine.kv.n_cells} cells cannot hold a context of {len(context)} tokens")
     try:
         make_room(engine, 1)
-        logits, _ = engine.context.rows([Row(base, context[-1])], features=False)
-        log_z = float(log_normaliser(logits)[0])
-        for score in scores:
-            score.add(logits[0], log_z)
+        (found,) = engine.runtime.score([Row(base, context[-1])], [[score.continuation[0] for score in scores]])
+        for score, value in zip(scores, found, strict=True):
+            score.add(*value)
         _score_rest(engine, base, [score for score in scores if len(score.continuation) > 1])
     finally:
         engine.keep_recent(base)
 
 
-def _score_rest(engine: LlamaEngine, base: KvSequence, scores: list[_Score]) -> None:
+def _score_rest(engine: BranchEngine, base: KvSequence, scores: list[_Score]) -> None:
     """Compute the continuations in batches of as many rows as may be, each in a fork of `base`."""
-    rows = [(score, token) for score in scores for token in score.continuation[:-1]]
+    rows = [(score, *pair) for score in scores for pair in pairwise(score.continuation)]
     while rows:
         # Only the first may have been begun by an earlier batch, whose cells count as well.
         cells = engine.kv.n_cells - len(base) - (rows[0][0].done - 1)
-        size = min(MAX_ROWS, engine.context.n_batch, cells)
+        size = min(engine.runtime.score_rows, engine.runtime.n_batch, cells)
         batch, rows = rows[:size], rows[size:]
         sequences: dict[int, KvSequence] = {}
-        for score, _ in batch:
+        for score, _, _ in batch:
             if score.index not in sequences:
                 sequences[score.index] = _sequence_for(engine, base, score)
         make_room(engine, len(batch))
-        logits, _ = engine.context.rows([Row(sequences[s.index], token) for s, token in batch], features=False)
-        log_z = log_normaliser(logits)
-        for i, (score, _) in enumerate(batch):
-            score.add(logits[i], float(log_z[i]))
+        found = engine.runtime.score(
+            [Row(sequences[score.index], token) for score, token, _ in batch], [[wanted] for _, _, wanted in batch]
+        )
+        for (score, _, _), (value,) in zip(batch, found, strict=True):
+            score.add(*value)
         for sequence in sequences.values():
             engine.keep_recent(sequence)
 
 
-def _sequence_for(engine: LlamaEngine, base: KvSequence, score: _Score) -> KvSequence:
+def _sequence_for(engine: BranchEngine, base: KvSequence, score: _Score) -> KvSequence:
     """A fork of `base`, or of what an earlier batch computed of this continuation."""
     make_room(engine, 0, need_id=True)
     if score.done == 1:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from arts_llama_cpp.context import Row
-from arts_llama_cpp.engine import LlamaEngine
-from arts_llama_cpp.kv import KvSequence
-from arts_llama_cpp.room import make_room
 from arts_plugin.backend import FloatArray
+from arts_plugin.engine.kv import KvSequence
+from arts_plugin.engine.room import make_room
+from arts_plugin.engine.runtime import Row
 from arts_plugin.errors import ArtsError, PromptTooLongError
 
-MAX_ROWS = 64
-"""Tokens in one batch. With hidden states on, llama.cpp computes the logits of every one of them as well."""
+if TYPE_CHECKING:
+    from arts_plugin.engine.engine import BranchEngine
 
 
 def tree_features(
-    engine: LlamaEngine, tokens: Sequence[Sequence[int]], parents: Sequence[int | None], cut: Sequence[int]
+    engine: BranchEngine, tokens: Sequence[Sequence[int]], parents: Sequence[int | None], cut: Sequence[int]
 ) -> FloatArray:
     """Post-norm hidden states at the last kept token of each node, float32 [n_nodes, n_embd].
 
@@ -27,7 +27,7 @@ def tree_features(
     """
     if engine.n_active:
         raise ArtsError(f"{engine.n_active} branches are running; hidden states need an idle engine")
-    if not engine.context.features:
+    if not engine.runtime.features:
         raise ArtsError("the backend was made without features=True")
     return _Walk(engine, tokens, parents, cut).run()
 
@@ -36,14 +36,14 @@ class _Walk:
     """Chain by chain: a chain follows first children to a leaf in one sequence; other children fork from it later."""
 
     def __init__(
-        self, engine: LlamaEngine, tokens: Sequence[Sequence[int]], parents: Sequence[int | None], cut: Sequence[int]
+        self, engine: BranchEngine, tokens: Sequence[Sequence[int]], parents: Sequence[int | None], cut: Sequence[int]
     ) -> None:
         self.engine, self.tokens, self.parents, self.cut = engine, tokens, parents, cut
         self.children: list[list[int]] = [[] for _ in tokens]
         for node, parent in enumerate(parents):
             if parent is not None:
                 self.children[parent].append(node)
-        self.out = np.zeros((len(tokens), engine.model.n_embd), dtype=np.float32)
+        self.out = np.zeros((len(tokens), engine.vocabulary.n_embd), dtype=np.float32)
 
     def run(self) -> FloatArray:
         """All rows of the tree."""
@@ -97,8 +97,10 @@ class _Walk:
 
     def _rows(self, sequence: KvSequence, tokens: array[int]) -> list[FloatArray]:
         found: list[FloatArray] = []
-        for start in range(0, len(tokens), MAX_ROWS):
-            _, hidden = self.engine.context.rows([Row(sequence, t) for t in tokens[start : start + MAX_ROWS]], True)
+        runtime = self.engine.runtime
+        for start in range(0, len(tokens), runtime.feature_rows):
+            batch = [Row(sequence, token) for token in tokens[start : start + runtime.feature_rows]]
+            hidden = runtime.rows(batch, features=True).hidden
             assert hidden is not None
             found += [row.copy() for row in hidden]
         return found

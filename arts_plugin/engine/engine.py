@@ -1,8 +1,8 @@
-"""Batched, forked decoding: one context, many branches, no barrier between them.
+"""Batched, forked decoding: one model, many branches, no barrier between them.
 
-Every `poll` starts queued branches in free slots and computes one token for each running branch in a single
-`llama_decode`. A branch starts from a `Point`, whose sequence is copied (in a unified cache: shared) and whose saved
-logits give the first token, so a fork costs no computation. When a step ends, its last token is computed once more
+Every `poll` starts queued branches in free slots and computes one token for each running branch in a single call of
+the runtime. A branch starts from a `Point`, whose sequence is copied (in a unified cache: shared) and whose saved
+distribution gives the first token, so a fork costs no computation. When a step ends, its last token is computed once more
 to obtain its hidden state and the logits from which any number of branches will start.
 """
 
@@ -11,37 +11,40 @@ from __future__ import annotations
 import time
 from array import array
 from collections import deque
+from collections.abc import Sequence
 
-from arts_llama_cpp.context import LlamaContext, Row
-from arts_llama_cpp.ends import close, finish_short, sample
-from arts_llama_cpp.kv import CacheFullError, KvSequence
-from arts_llama_cpp.room import make_room
-from arts_llama_cpp.states import LlamaState, Point, Question, Run, held, point_of, run_of
-from arts_plugin.backend import EngineStats, Generation, OpenCost, Prompt, StepResult
+from arts_plugin.backend import EngineStats, FloatArray, Generation, OpenCost, Prompt, Sampling, StepResult
+from arts_plugin.engine.ends import close, finish_short, position, take
+from arts_plugin.engine.hidden import tree_features
+from arts_plugin.engine.kv import CacheFullError, KvSequence
+from arts_plugin.engine.likelihood import loglikelihood
+from arts_plugin.engine.room import make_room
+from arts_plugin.engine.runtime import Draw, NextTokens, Row, Runtime
+from arts_plugin.engine.states import BranchState, Point, Question, Run, held, point_of, run_of
 from arts_plugin.errors import ArtsError, PromptTooLongError
-from arts_plugin.randomness import branch_key, mix
-from arts_plugin.sampling import log_normaliser
+from arts_plugin.randomness import branch_key, mix, uniform
 from arts_plugin.steps import Delimiter, StepScanner
 
 RECENT_PROMPTS = 4
 """Prompts whose cells outlive their question, so that the next one finds their shared beginning."""
 
 
-class LlamaEngine:
-    """The engine half of the backend; see `arts_plugin.backend.Backend` for the contract of each method."""
+class BranchEngine:
+    """The engine half of an in-process backend; see `arts_plugin.backend.Backend` for the contract of each method."""
 
-    def __init__(self, context: LlamaContext, slots: int) -> None:
-        self.context, self.kv, self.model, self.slots = context, context.kv, context.model, slots
+    def __init__(self, runtime: Runtime, slots: int) -> None:
+        self.runtime, self.kv, self.slots = runtime, runtime.kv, slots
+        self.vocabulary = runtime.model
         self.stats = EngineStats(slots=slots)
-        self.n_ctx = min(self.kv.n_cells, self.model.n_ctx_train)
-        self.queue: deque[LlamaState] = deque()
-        self.running: list[LlamaState] = []
+        self.n_ctx = min(self.kv.n_cells, self.vocabulary.n_ctx_train)
+        self.queue: deque[BranchState] = deque()
+        self.running: list[BranchState] = []
         self.points: list[Point] = []  # those that hold a sequence, oldest first
         self.recent: deque[KvSequence] = deque()
         self.priming: list[Point] = []
 
     # States.
-    def open(self, prompt: Prompt, generation: Generation, problem: int) -> LlamaState:
+    def open(self, prompt: Prompt, generation: Generation, problem: int) -> BranchState:
         """State 0; nothing is computed before a fork of it runs."""
         n_prompt = len(prompt.token_ids)
         if n_prompt == 0:
@@ -49,33 +52,33 @@ class LlamaEngine:
         if n_prompt >= self.n_ctx:
             raise PromptTooLongError(
                 f"the prompt has {n_prompt} tokens and the context {self.n_ctx} (n_ctx={self.kv.n_cells}, trained for "
-                f"{self.model.n_ctx_train}): no room for an answer; raise n_ctx or shorten the prompt"
+                f"{self.vocabulary.n_ctx_train}): no room for an answer; raise n_ctx or shorten the prompt"
             )
         delimiter = Delimiter(generation.delimiter)
         limit = min(self.n_ctx, n_prompt + generation.max_gen_toks)
         question = Question(generation, delimiter, n_prompt, limit)
         point = Point(question, array("i", prompt.token_ids), StepScanner(delimiter, generation.stops))
-        return LlamaState(point, branch_key(generation.sampling.seed, problem))
+        return BranchState(point, branch_key(generation.sampling.seed, problem))
 
-    def open_cost(self, state: LlamaState) -> OpenCost:
+    def open_cost(self, state: BranchState) -> OpenCost:
         """What computing the prompt has cost so far."""
         question = point_of(state).question
         return OpenCost(question.prefilled, question.shared)
 
-    def fork(self, state: LlamaState, index: int) -> LlamaState:
+    def fork(self, state: BranchState, index: int) -> BranchState:
         """A branch that starts where `state` stands."""
         point = point_of(state)
         point.users += 1
-        return LlamaState(point, mix(state.key, index))
+        return BranchState(point, mix(state.key, index))
 
-    def drop(self, state: LlamaState) -> None:
+    def drop(self, state: BranchState) -> None:
         """Forget an idle state. Terminal states hold nothing, and may be dropped as well."""
         if state.run:
             raise ArtsError("a submitted state cannot be dropped; cancel it")
         if state.point:
             self._leave(state.point)
 
-    def submit(self, state: LlamaState, max_tokens: int, allowance: int | None = None) -> None:
+    def submit(self, state: BranchState, max_tokens: int, allowance: int | None = None) -> None:
         """Queue one step."""
         point = point_of(state)
         if state.run:
@@ -86,7 +89,7 @@ class LlamaEngine:
         state.run = Run(max_tokens, allowance)
         self.queue.append(state)
 
-    def cancel(self, state: LlamaState) -> tuple[int, int]:
+    def cancel(self, state: BranchState) -> tuple[int, int]:
         """Take a submitted state out."""
         run = state.run
         if run is None:
@@ -104,7 +107,7 @@ class LlamaEngine:
         state.run, state.point = None, None
         return run.decoded, run.refilled
 
-    def refill_cost(self, state: LlamaState) -> int:
+    def refill_cost(self, state: BranchState) -> int:
         """Tokens to compute again before a branch could start at `state`; 0 for a prompt that never was computed."""
         point = point_of(state)
         if point.ready or not point.question.opened:
@@ -140,7 +143,7 @@ class LlamaEngine:
                 if not point_of(state).priming:
                     return  # out of memory for now: what runs will make room, in order
 
-    def _start(self, state: LlamaState, results: list[StepResult]) -> bool:
+    def _start(self, state: BranchState, results: list[StepResult]) -> bool:
         """Start a queued branch if its point is ready; otherwise have the point computed first."""
         run, point = run_of(state), point_of(state)
         if run.started:
@@ -154,14 +157,15 @@ class LlamaEngine:
         run.sequence = self._sequence_from(point)
         run.started, run.tokens = True, point.tokens[:]
         run.scanner, run.hidden = point.scanner.fork(), list(point.tail)
-        logits = point.logits
+        following, sampling = point.next, point.question.generation.sampling
         self._leave(point)
         self.running.append(state)
-        if logits is not None:
-            self._collect(sample(self, state, logits, float(log_normaliser(logits[None])[0])), results)
+        if following is not None:
+            (drawn,) = following.draw([0], sampling, [uniform(state.key, position(state))])
+            self._collect(take(self, state, drawn), results)
         return True
 
-    def _prime(self, state: LlamaState, results: list[StepResult]) -> bool:
+    def _prime(self, state: BranchState, results: list[StepResult]) -> bool:
         """Have a queued branch's point computed; whether the branch has left the queue, as its allowance is too small."""
         if len(self.priming) >= self.slots:
             return False  # a batch has rows for so many
@@ -216,7 +220,7 @@ class LlamaEngine:
             return None
         began = time.perf_counter()
         try:
-            self.context.prefill(sequence, tokens[shared:end])
+            self.runtime.prefill(sequence, tokens[shared:end])
         except CacheFullError:
             self.kv.drop(sequence)
             return None
@@ -224,7 +228,7 @@ class LlamaEngine:
             self.stats.prefill_seconds += time.perf_counter() - began
         return sequence, shared
 
-    def _resume(self, state: LlamaState, results: list[StepResult]) -> bool:
+    def _resume(self, state: BranchState, results: list[StepResult]) -> bool:
         """Refill a branch that was paused; its pending token is computed with the next batch."""
         run = run_of(state)
         make_room(self, 0, need_id=True)
@@ -247,7 +251,7 @@ class LlamaEngine:
         self.running.append(state)
         return True
 
-    def pause(self, state: LlamaState) -> None:
+    def pause(self, state: BranchState) -> None:
         """Give up a running branch's cells; it goes on later from its tokens, first in the queue."""
         run = run_of(state)
         self.running.remove(state)
@@ -258,10 +262,10 @@ class LlamaEngine:
         self.stats.pauses += 1
 
     def evict(self, point: Point) -> None:
-        """Give up a point's cells and logits; they are computed again if it is taken up."""
+        """Give up a point's cells and distribution; they are computed again if it is taken up."""
         if point.sequence is not None:
             self.kv.drop(point.sequence)
-        point.sequence, point.logits = None, None
+        point.sequence, point.next = None, None
         self.points.remove(point)
         self.stats.evictions += 1
 
@@ -273,25 +277,50 @@ class LlamaEngine:
             make_room(self, len(rows), pause=True)
             if primed == self.priming and branches == self.running:
                 break
-        logits, hidden = self.context.rows(rows, self.context.features)
+        following = self.runtime.rows(rows, self.runtime.features)
+        hidden = following.hidden
         self.stats.decodes += 1
         self.stats.occupied += len(branches)
-        log_z = log_normaliser(logits)
         for i, point in enumerate(primed):
-            point.logits, point.priming = logits[i].copy(), False
+            point.next, point.priming = following.keep(i), False
             if hidden is not None:
                 point.tail = [hidden[i].copy()] if not point.tail else point.tail
         self.priming.clear()
+        drawn = self._draw(following, branches, len(primed))
         for i, state in enumerate(branches, len(primed)):
             run = run_of(state)
             if hidden is not None:
                 run.hidden.append(hidden[i].copy())
-            ended = close(self, state, logits[i]) if run.closing else sample(self, state, logits[i], float(log_z[i]))
+            ended = close(self, state, following.keep(i)) if run.closing else take(self, state, drawn[i])
             self._collect(ended, results)
+
+    def _draw(self, following: NextTokens, branches: list[BranchState], first: int) -> dict[int, Draw]:
+        """By row, the next tokens of the branches that are not closing: at once for all that sample alike."""
+        alike: dict[Sampling, list[tuple[int, BranchState]]] = {}
+        for row, state in enumerate(branches, first):
+            if not run_of(state).closing:
+                alike.setdefault(point_of(state).question.generation.sampling, []).append((row, state))
+        drawn: dict[int, Draw] = {}
+        for sampling, members in alike.items():
+            rows = [row for row, _ in members]
+            uniforms = [uniform(state.key, position(state)) for _, state in members]
+            drawn.update(zip(rows, following.draw(rows, sampling, uniforms), strict=True))
+        return drawn
 
     def _collect(self, ended: StepResult | None, results: list[StepResult]) -> None:
         if ended:
             results.append(ended)
+
+    # Scoring.
+    def loglikelihood(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
+        """Log-likelihoods of continuations; see `arts_plugin.engine.likelihood`."""
+        return loglikelihood(self, pairs)
+
+    def tree_features(
+        self, tokens: Sequence[Sequence[int]], parents: Sequence[int | None], cut: Sequence[int]
+    ) -> FloatArray:
+        """Hidden states of a recorded tree; see `arts_plugin.engine.hidden`."""
+        return tree_features(self, tokens, parents, cut)
 
     # Ends of lives.
     def _leave(self, point: Point) -> None:
@@ -299,7 +328,7 @@ class LlamaEngine:
         point.users -= 1
         if point.users:
             return
-        sequence, point.sequence, point.logits = point.sequence, None, None
+        sequence, point.sequence, point.next = point.sequence, None, None
         if sequence is None:
             return
         self.points.remove(point)

@@ -1,14 +1,15 @@
 """The KV cache: which sequence holds which tokens in which cells.
 
-llama.cpp tells nobody how many cells are in use, so the books are kept here, cell by cell: in a unified cache a copied
-sequence shares the cells of its source, and a cell is free again when no sequence refers to it.
+A cell holds the keys and values of one token. A copied sequence shares the cells of its source, and a cell is free
+again when no sequence refers to it, so each distinct token of a tree is stored once. The books are kept here for every
+runtime: llama.cpp tells nobody how many cells are in use, and the hf backend addresses its tensors by them.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +19,24 @@ class CacheFullError(Exception):
     """No cell or no sequence id is free. Caught by the engine, which makes room."""
 
 
+class Memory(Protocol):
+    """The runtime's side of the cache, told of what happens to sequences."""
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Sequence `target` shares the first `length` tokens of `source`."""
+        ...
+
+    def remove(self, sequence: int, start: int) -> None:
+        """The tokens of a sequence from position `start` on are gone."""
+        ...
+
+    def first_position(self, sequence: int) -> int:
+        """The first position that is still whole in every layer (layers with a sliding window may overwrite)."""
+        ...
+
+
 class KvSequence:
-    """A sequence of llama.cpp: its id, the tokens that were computed into it, and the cells that hold them."""
+    """A sequence: its id, the tokens that were computed into it, and the cells that hold them."""
 
     __slots__ = ("cells", "id", "tokens")
 
@@ -31,17 +48,16 @@ class KvSequence:
 
 
 class KvCache:
-    """Books over one llama.cpp context with a unified cache.
+    """Books over a unified cache.
 
     Args:
-        lib: the llama_cpp module (or a stand-in with its `llama_memory_*` functions).
-        memory: handle of the context's memory.
+        memory: the runtime's side.
         n_cells, n_sequences: its capacity.
         window: how far back a sliding-window layer sees, in tokens; 0 if the model has none.
     """
 
-    def __init__(self, lib: Any, memory: Any, n_cells: int, n_sequences: int, window: int = 0) -> None:
-        self._lib, self._memory = lib, memory
+    def __init__(self, memory: Memory, n_cells: int, n_sequences: int, window: int = 0) -> None:
+        self._memory = memory
         self.n_cells, self._window = n_cells, window
         self._references = np.zeros(n_cells, dtype=np.int32)
         self._free_cells = array("i", range(n_cells - 1, -1, -1))
@@ -77,7 +93,7 @@ class KvCache:
             end = len(source) if length is None else length
             made.tokens, made.cells = source.tokens[:end], source.cells[:end]
             self._references[_view(made.cells)] += 1
-            self._lib.llama_memory_seq_cp(self._memory, source.id, made.id, 0, end)
+            self._memory.copy(source.id, made.id, end)
         return made
 
     def append(self, sequence: KvSequence, tokens: Sequence[int]) -> None:
@@ -100,13 +116,13 @@ class KvCache:
             end = len(sequence) - count
             self._release(sequence.cells[end:])
             sequence.tokens, sequence.cells = sequence.tokens[:end], sequence.cells[:end]
-            self._lib.llama_memory_seq_rm(self._memory, sequence.id, end, -1)
+            self._memory.remove(sequence.id, end)
 
     def drop(self, sequence: KvSequence) -> None:
         """Forget a sequence; its cells become free unless others share them."""
         del self.sequences[sequence.id]
         self._release(sequence.cells)
-        self._lib.llama_memory_seq_rm(self._memory, sequence.id, -1, -1)
+        self._memory.remove(sequence.id, 0)
         self._free_ids.append(sequence.id)
 
     def _release(self, cells: array[int]) -> None:
@@ -128,8 +144,7 @@ class KvCache:
         """Whether what the first `length` tokens leave in a sliding window has not been overwritten."""
         if self._window == 0 or length == len(sequence):
             return True
-        first = int(self._lib.llama_memory_seq_pos_min(self._memory, sequence.id))
-        return first <= max(0, length - self._window)
+        return self._memory.first_position(sequence.id) <= max(0, length - self._window)
 
 
 def _view(values: array[int]) -> npt.NDArray[np.int32]:

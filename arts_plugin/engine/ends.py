@@ -5,37 +5,39 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from arts_llama_cpp.states import LlamaState, Point, point_of, run_of, scanner_of
 from arts_plugin.backend import FloatArray, StepResult
-from arts_plugin.randomness import uniform
-from arts_plugin.sampling import pick
+from arts_plugin.engine.runtime import Draw, NextTokens
+from arts_plugin.engine.states import BranchState, Point, point_of, run_of, scanner_of
 from arts_plugin.steps import StepEnd
 from arts_plugin.tree import StopReason
 
 if TYPE_CHECKING:
-    from arts_llama_cpp.engine import LlamaEngine
+    from arts_plugin.engine.engine import BranchEngine
 
 
-def sample(engine: LlamaEngine, state: LlamaState, row: FloatArray, log_z: float) -> StepResult | None:
-    """Draw the next token of a running branch; the result if that ends its trace.
+def position(state: BranchState) -> int:
+    """Tokens of its trace that a running branch has drawn: the counter of its next uniform."""
+    return len(run_of(state).tokens) - point_of(state).question.n_prompt
+
+
+def take(engine: BranchEngine, state: BranchState, drawn: Draw) -> StepResult | None:
+    """Go on with the token that was drawn for a running branch; the result if that ends its trace.
 
     A token that ends the step but not the trace, or reaches a limit, sets `closing`: it is still to be computed.
     """
     run, question = run_of(state), point_of(state).question
-    generated = len(run.tokens) - question.n_prompt
-    if not math.isfinite(log_z):
-        return _finish(engine, state, "error", error=f"the model gave invalid logits at token {generated}")
-    sampling = question.generation.sampling
-    token = pick(row, sampling, log_z, uniform(state.key, generated))
+    token, logprob = drawn
+    if not math.isfinite(logprob):
+        return _finish(engine, state, "error", error=f"the model gave invalid logits at token {position(state)}")
     run.decoded += 1
     engine.stats.decoded_tokens += 1
-    if token in engine.model.eog:
+    if token in engine.vocabulary.eog:
         return _finish(engine, state, "eos")
     run.pending = token
     run.tokens.append(token)
     run.step.append(token)
-    run.logprobs.append(float(row[token]) - log_z)
-    end = scanner_of(run).push(engine.model.piece(token))
+    run.logprobs.append(logprob)
+    end = scanner_of(run).push(engine.vocabulary.piece(token))
     if end and end.reason == "stop":
         return _finish(engine, state, "stop", end=end)
     if len(run.tokens) >= question.limit:
@@ -47,7 +49,7 @@ def sample(engine: LlamaEngine, state: LlamaState, row: FloatArray, log_z: float
     return None
 
 
-def close(engine: LlamaEngine, state: LlamaState, row: FloatArray) -> StepResult:
+def close(engine: BranchEngine, state: BranchState, following: NextTokens) -> StepResult:
     """The last token of a step has been computed: the state stands at its end."""
     run = run_of(state)
     reason, terminal = run.closing or ("length", False)
@@ -57,13 +59,13 @@ def close(engine: LlamaEngine, state: LlamaState, row: FloatArray) -> StepResult
     text = scanner.text
     scanner.begin_step()
     tail = run.hidden[-scanner.tail_tokens - 1 :]
-    point = Point(point_of(state).question, run.tokens, scanner, run.sequence, row.copy(), tail)
+    point = Point(point_of(state).question, run.tokens, scanner, run.sequence, following, tail)
     engine.points.append(point)
     run.sequence = None
     return _report(engine, state, text, len(run.step), reason, point, tail)
 
 
-def finish_short(engine: LlamaEngine, state: LlamaState) -> StepResult:
+def finish_short(engine: BranchEngine, state: BranchState) -> StepResult:
     """A branch whose token budget does not allow for its refill ends where it was computed last: an empty step, if it
     never ran."""
     run, before = run_of(state), point_of(state)
@@ -73,7 +75,7 @@ def finish_short(engine: LlamaEngine, state: LlamaState) -> StepResult:
     kept = len(run.step) - 1
     scanner = before.scanner.fork()
     for token in run.step[:kept]:
-        scanner.push(engine.model.piece(token))
+        scanner.push(engine.vocabulary.piece(token))
     text = scanner.text
     scanner.begin_step()
     tail = run.hidden[-scanner.tail_tokens - 1 :]
@@ -82,7 +84,7 @@ def finish_short(engine: LlamaEngine, state: LlamaState) -> StepResult:
 
 
 def _finish(
-    engine: LlamaEngine, state: LlamaState, stop: StopReason, end: StepEnd | None = None, error: str | None = None
+    engine: BranchEngine, state: BranchState, stop: StopReason, end: StepEnd | None = None, error: str | None = None
 ) -> StepResult:
     """A trace has ended: nothing of it stays in the cache."""
     run = run_of(state)
@@ -101,8 +103,8 @@ def _finish(
 
 
 def _report(
-    engine: LlamaEngine,
-    state: LlamaState,
+    engine: BranchEngine,
+    state: BranchState,
     text: str,
     keep: int,
     stop: StopReason,

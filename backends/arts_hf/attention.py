@@ -1,0 +1,173 @@
+"""Attention over the KV pool, registered with transformers as `arts_tree`.
+
+A forward pass is one flat row of tokens that belong to many branches. Each token sees the cells of its own sequence
+and nothing else. Position equals the index in a sequence, so every mask (causal, sliding window, padding) follows
+from lengths. There are two ways through:
+
+- one new token for each of many sequences (decoding): cells are gathered into [sequences, longest] and attended to in
+  one call, with the query heads that share a key head laid along the query axis, so that no key is repeated;
+- many new tokens of one sequence (prefill): the sequence's cells, with a causal mask aligned to its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from arts_hf.pool import KvPool
+from arts_plugin.engine.kv import KvSequence
+from arts_plugin.errors import ModelError
+
+NAME = "arts_tree"
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """Cells of many sequences, padded: `cells` [n, longest]; `mask` [n, 1, 1, longest], None if nothing is padded."""
+
+    cells: torch.Tensor
+    mask: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """New tokens `start` to `end` - 1 of the flat row, at the end of one sequence whose `cells` they are the last of."""
+
+    start: int
+    end: int
+    cells: torch.Tensor
+
+
+@dataclass(slots=True)
+class Plan:
+    """Who sees what in one forward pass.
+
+    Args:
+        pool: where keys and values are.
+        new_cells: cell of each token of the flat row [n].
+        rows: places in the flat row of tokens that are the only new ones of their sequence, None if all are.
+        sequences: those sequences' cells and lengths.
+        segments: the other sequences.
+    """
+
+    pool: KvPool
+    device: torch.device
+    new_cells: torch.Tensor
+    rows: torch.Tensor | None
+    sequences: list[KvSequence]
+    segments: list[Segment]
+    _gathered: dict[int, Gathered] = field(default_factory=dict)
+
+    def gathered(self, window: int) -> Gathered:
+        """Cells that the single tokens see through a window (0: all of them)."""
+        if window not in self._gathered:
+            views = [np.frombuffer(sequence.cells, dtype=np.int32) for sequence in self.sequences]
+            if window:
+                views = [view[-window:] for view in views]
+            self._gathered[window] = _pad(views, self.device)
+        return self._gathered[window]
+
+
+def _pad(views: list[Any], device: torch.device) -> Gathered:
+    lengths = np.fromiter((len(view) for view in views), dtype=np.int64, count=len(views))
+    cells = np.zeros((len(views), int(lengths.max())), dtype=np.int32)
+    for row, view in zip(cells, views, strict=True):
+        row[: len(view)] = view
+    mask = None
+    if lengths.min() < cells.shape[1]:
+        seen = np.arange(cells.shape[1])[None] < lengths[:, None]
+        mask = torch.from_numpy(seen).to(device, non_blocking=True)[:, None, None]
+    return Gathered(torch.from_numpy(cells).to(device, non_blocking=True), mask)
+
+
+_active: Plan | None = None
+
+
+@contextmanager
+def using(plan: Plan) -> Iterator[None]:
+    """Forward passes in this block follow `plan`. One thread owns the model, so one plan is active at most."""
+    global _active
+    before, _active = _active, plan
+    try:
+        yield
+    finally:
+        _active = before
+
+
+def tree_attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """query [1, heads, n, width], key and value [1, kv_heads, n, width] -> [1, n, heads, width].
+
+    Raises:
+        ModelError: the model's attention wants something that is not done here (sinks, soft caps).
+    """
+    plan = _active
+    if plan is None:
+        sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
+        return sdpa(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **others)  # type: ignore[no-any-return]
+    odd = [name for name in ("softcap", "s_aux") if others.get(name) is not None]
+    if odd:
+        raise ModelError(f"the attention of {type(module).__name__} uses {', '.join(odd)}, which arts_tree has not")
+    window = sliding_window or 0
+    layer = module.layer_idx
+    plan.pool.write(layer, plan.new_cells, key[0].transpose(0, 1), value[0].transpose(0, 1))
+    flat = query[0].transpose(0, 1)  # [n, heads, width]
+    single = _single(plan, layer, flat, window, scaling) if plan.sequences else None
+    if single is not None and plan.rows is None:
+        return single[None], None
+    out = flat.new_empty(flat.shape[0], flat.shape[1], value.shape[-1])
+    if single is not None:
+        out[plan.rows] = single
+    for segment in plan.segments:
+        out[segment.start : segment.end] = _segment(plan, layer, flat, segment, window, scaling)
+    return out[None], None
+
+
+def _single(plan: Plan, layer: int, flat: torch.Tensor, window: int, scaling: float | None) -> torch.Tensor:
+    """One new token of each of many sequences: [n, heads, width]."""
+    query = flat if plan.rows is None else flat[plan.rows]
+    seen = plan.gathered(window)
+    key, value = plan.pool.read(layer, seen.cells)
+    grouped = query.reshape(query.shape[0], key.shape[1], -1, query.shape[2])
+    found = functional.scaled_dot_product_attention(grouped, key, value, attn_mask=seen.mask, scale=scaling)
+    return found.reshape(query.shape[0], query.shape[1], -1)
+
+
+def _segment(
+    plan: Plan, layer: int, flat: torch.Tensor, segment: Segment, window: int, scaling: float | None
+) -> torch.Tensor:
+    """The new tokens at the end of one sequence: [n, heads, width]."""
+    key, value = plan.pool.read(layer, segment.cells[None])
+    query = flat[segment.start : segment.end]
+    n, heads, width = query.shape
+    kv_heads, length = key.shape[1], key.shape[2]
+    at = torch.arange(length - n, length, device=flat.device)[:, None]
+    seen = torch.arange(length, device=flat.device)[None]
+    mask = seen <= at
+    if window:
+        mask &= seen > at - window
+    # Heads that share a key head lie along the query axis: [1, kv_heads, group * n, width].
+    grouped = query.view(n, kv_heads, -1, width).permute(1, 2, 0, 3).reshape(1, kv_heads, -1, width)
+    tiled = mask.repeat(heads // kv_heads, 1)
+    found = functional.scaled_dot_product_attention(grouped, key, value, attn_mask=tiled, scale=scaling)
+    return found.view(kv_heads, heads // kv_heads, n, -1).permute(2, 0, 1, 3).reshape(n, heads, -1)
+
+
+AttentionInterface.register(NAME, tree_attention)

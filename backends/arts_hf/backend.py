@@ -1,0 +1,88 @@
+"""The backend that the core sees: a transformers model, its runtime and the shared engine behind one protocol."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from arts_hf import loading
+from arts_hf.runtime import HfRuntime
+from arts_hf.vocabulary import HfVocabulary
+from arts_plugin.backend import Message, ModelInfo, Prompt
+from arts_plugin.engine.engine import BranchEngine
+from arts_plugin.engine.runtime import default_threads
+from arts_plugin.settings import Settings
+
+
+class HfBackend(BranchEngine):
+    """transformers in process, as `arts_plugin.backend.Backend` describes it.
+
+    Args:
+        features: whether hidden states at step ends are wanted.
+
+    Raises:
+        ModelError: the model cannot be found, loaded or decoded as a tree.
+        SettingsError: a dtype or device that is not there.
+    """
+
+    def __init__(self, settings: Settings, *, features: bool = False) -> None:
+        torch.set_num_threads(settings.n_threads or default_threads())
+        loaded = loading.load(settings)
+        self.source, self.network = loaded.source, loaded.model
+        name = loaded.source.stem if loaded.source.is_file() else loaded.source.name
+        self.model = HfVocabulary(loaded.tokenizer, self.network.config, self.network.generation_config, name)
+        super().__init__(HfRuntime(self.network, self.model, settings, features), settings.slots)
+
+    @cached_property
+    def info(self) -> ModelInfo:
+        """The model that is loaded."""
+        return ModelInfo(
+            name=self.model.name,
+            n_ctx=self.n_ctx,
+            n_vocab=self.model.n_vocab,
+            n_embd=self.model.n_embd,
+            eos=self.model.eos,
+            n_params=sum(p.numel() for p in self.network.parameters()),
+            chat_template=self.model.chat_template,
+            details={
+                "file": self.source.name,
+                "description": f"{type(self.network).__name__} {self._dtype()} on {self.runtime_device()}",
+                "bytes": sum(p.numel() * p.element_size() for p in self.network.parameters()),
+                "n_ctx_train": self.model.n_ctx_train,
+            },
+        )
+
+    def _dtype(self) -> str:
+        return str(self.network.dtype).removeprefix("torch.")
+
+    def runtime_device(self) -> str:
+        """Where the model's input goes."""
+        return str(self.network.get_input_embeddings().weight.device)
+
+    @cached_property
+    def _digest(self) -> str:
+        return loading.digest(self.source)
+
+    def digest(self) -> str:
+        """SHA-256 of the tensor data: for a GGUF file the same as under llama.cpp."""
+        return self._digest
+
+    def encode(self, text: str) -> Prompt:
+        """A plain prompt."""
+        return self.model.encode(text)
+
+    def encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> Prompt:
+        """A chat in the model's template."""
+        return self.model.encode_chat(messages, add_generation_prompt)
+
+    def close(self) -> None:
+        """Free the model."""
+        closed: Any = None
+        self.network = self.runtime = closed
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

@@ -1,0 +1,177 @@
+"""Loading a causal LM with transformers: from a folder, a hub, or a GGUF file through a one-time safetensors copy."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from arts_plugin import gguf_file
+from arts_plugin.errors import ModelError, SettingsError
+from arts_plugin.locate import locate
+from arts_plugin.settings import Settings
+
+_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "*.txt"]
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model and its tokeniser. `source` is what the weights came from: a GGUF file, or a folder."""
+
+    model: Any
+    tokenizer: Any
+    source: Path
+
+
+def load(settings: Settings) -> Loaded:
+    """The model of these settings, ready to run.
+
+    Raises:
+        ModelError: it cannot be found or loaded, or has no language-model head.
+        SettingsError: a dtype or device that is not there.
+    """
+    source = _find(settings)
+    device = _device(settings.device)
+    dtype = _dtype(settings.dtype, device)
+    folder = _converted(source, dtype) if source.is_file() else source
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": settings.trust_remote_code, "use_safetensors": True}
+    if device == "auto":
+        options["device_map"] = "auto"
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=settings.trust_remote_code)
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, **options)
+        if device != "auto":
+            model = model.to(device)
+    except torch.OutOfMemoryError as error:
+        raise ModelError(f"{source} does not fit into the memory of {device} as {dtype}: {error}") from error
+    except Exception as error:
+        raise ModelError(f"transformers cannot load {source}: {type(error).__name__}: {error}") from error
+    return Loaded(model.eval(), tokenizer, source)
+
+
+def digest(source: Path) -> str:
+    """What identifies the weights: the GGUF's tensors (as the llama_cpp backend says it), or those of all shards.
+
+    Raises:
+        ModelError: the folder has no safetensors.
+    """
+    if source.is_file():
+        return gguf_file.tensor_digest(source)
+    files = sorted(source.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"{source} has no *.safetensors, the only format that is read")
+    made = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            header = int.from_bytes(opened.read(8), "little")
+            opened.seek(8 + header)
+            while chunk := opened.read(1 << 22):
+                made.update(chunk)
+    return f"sha256:{made.hexdigest()}"
+
+
+def _find(settings: Settings) -> Path:
+    """A GGUF file or a model folder."""
+    if not settings.model:
+        return locate(None)
+    path = Path(settings.model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise ModelError(f"{path} has no config.json: it is no model folder; give model= a folder or a GGUF file")
+        return path
+    if path.is_file() or ":" in settings.model:
+        file = locate(settings.model)
+        gguf_file.check(file)
+        return file
+    if settings.model.count("/") != 1 or settings.model.startswith((".", "~", "/")):
+        raise ModelError(
+            f"no model at {path}; give model= a folder with config.json, a GGUF file, or owner/name on a hub"
+        )
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(settings.model, revision=settings.revision, allow_patterns=_HUB_FILES))
+    except Exception as error:
+        raise ModelError(f"could not fetch {settings.model}: {type(error).__name__}: {error}") from error
+
+
+def _device(wanted: str | None) -> str:
+    cuda = torch.cuda.is_available()
+    if wanted is None:
+        return "cuda" if cuda else "cpu"
+    if wanted.startswith("cuda") and not cuda:
+        raise SettingsError(f"device is {wanted!r}, but torch {torch.__version__} finds no CUDA device; use device=cpu")
+    if wanted != "auto":
+        try:
+            torch.device(wanted)
+        except RuntimeError as error:
+            raise SettingsError(f"device is {wanted!r}: {error}") from error
+    return wanted
+
+
+def _dtype(wanted: str, device: str) -> torch.dtype:
+    if wanted == "auto":
+        return torch.bfloat16 if _computes_bfloat16(device) else torch.float32
+    if wanted not in _DTYPES:
+        raise SettingsError(f"dtype is {wanted!r}; it must be auto, {', '.join(_DTYPES)}")
+    return _DTYPES[wanted]
+
+
+def _computes_bfloat16(device: str) -> bool:
+    """Whether bfloat16 is faster than float32: elsewhere it is emulated."""
+    if device != "cpu":
+        return bool(torch.cuda.is_bf16_supported())
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) if hasattr(torch.ops, "mkldnn") else False
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "arts-plugin" / "converted"
+
+
+def _converted(file: Path, dtype: torch.dtype) -> Path:
+    """The GGUF as a folder of safetensors, dequantised once for each dtype."""
+    whole = hashlib.sha256()
+    with file.open("rb") as opened:
+        while chunk := opened.read(1 << 22):
+            whole.update(chunk)
+    folder = cache_folder() / f"{file.stem}-{whole.hexdigest()[:16]}-{str(dtype).removeprefix('torch.')}"
+    if (folder / "config.json").exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent))
+    try:
+        _convert(file, dtype, scratch)
+        # Another process may have been faster; its copy is as good.
+        if not folder.exists():
+            scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def _convert(file: Path, dtype: torch.dtype, folder: Path) -> None:
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        model = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=dtype)
+    except ImportError as error:
+        raise ModelError(f"reading {file.name} with backend=hf needs more: {error}; pip install gguf") from error
+    except Exception as error:
+        raise ModelError(f"transformers cannot read {file}: {type(error).__name__}: {error}") from error
+    # What was dequantised must not be saved as if it still were quantised.
+    for name in ("hf_quantizer", "quantization_method"):
+        if name in vars(model):
+            delattr(model, name)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)

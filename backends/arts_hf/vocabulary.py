@@ -1,0 +1,133 @@
+"""A transformers tokeniser as the engine and the prompts need it: bytes of tokens, ends of generation, chats."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from arts_plugin import chat
+from arts_plugin.backend import Message, Prompt
+from arts_plugin.errors import ModelError
+
+_END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "</s>")
+"""Special tokens that end a turn, whatever a generation config forgot to say (llama.cpp knows them by text too)."""
+_SPACE = "▁"
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The printable stand-ins of bytes in byte-level BPE (Radford et al. 2019, GPT-2)."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+class HfVocabulary:
+    """Vocabulary and sizes of a loaded model.
+
+    Raises:
+        ModelError: the tokeniser is not a fast one.
+    """
+
+    def __init__(self, tokenizer: Any, config: Any, generation_config: Any, name: str) -> None:
+        self.tokenizer, self.name = tokenizer, name
+        if not getattr(tokenizer, "is_fast", False):
+            raise ModelError(f"{name} has no fast tokeniser (tokenizer.json); convert it with transformers first")
+        text = config.get_text_config()
+        self.n_embd: int = text.hidden_size
+        self.n_vocab: int = text.vocab_size
+        self.n_ctx_train: int = getattr(text, "max_position_embeddings", None) or 1 << 20
+        self.chat_template: str | None = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
+        self.bos: int | None = tokenizer.bos_token_id
+        self._added = dict(tokenizer.added_tokens_decoder)
+        self.eog = self._ends(config, generation_config)
+        self.eos: int = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else -1
+        self._pieces: dict[int, bytes] = {}
+
+    def _ends(self, config: Any, generation_config: Any) -> frozenset[int]:
+        ends: set[int | None] = set()
+        for value in (
+            config.eos_token_id,
+            getattr(generation_config, "eos_token_id", None),
+            self.tokenizer.eos_token_id,
+        ):
+            ends |= set(value) if isinstance(value, (list, tuple)) else {value}
+        ends |= {i for i, token in self._added.items() if token.special and token.content in _END_OF_TURN}
+        return frozenset(end for end in ends if isinstance(end, int))
+
+    @cached_property
+    def adds_bos(self) -> bool:
+        """Whether the tokeniser puts BOS before a text."""
+        ids = self.tokenizer("a").input_ids
+        return self.bos is not None and ids[:1] == [self.bos]
+
+    @cached_property
+    def _alphabet(self) -> dict[str, int] | None:
+        """The byte alphabet, if this vocabulary is spelled in it."""
+        decoder = json.dumps(json.loads(self.tokenizer.backend_tokenizer.to_str()).get("decoder"))
+        return _byte_alphabet() if '"ByteLevel"' in decoder else None
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token stands for; a control token stands for none."""
+        known = self._pieces.get(token)
+        if known is None:
+            known = self._pieces[token] = self._piece(token)
+        return known
+
+    def _piece(self, token: int) -> bytes:
+        added = self._added.get(token)
+        if added is not None:
+            return b"" if added.special else added.content.encode()
+        text = self.tokenizer.convert_ids_to_tokens(token)
+        if text is None:  # ids beyond the vocabulary, which models pad to a round number
+            return b""
+        if self._alphabet is not None:
+            return bytes(self._alphabet[c] for c in text if c in self._alphabet)
+        byte = re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", text)
+        return bytes([int(byte.group(1), 16)]) if byte else text.replace(_SPACE, " ").encode()
+
+    def tokenize(self, text: str, special: bool = False) -> list[int]:
+        """Tokens of `text`, without BOS. `special`: whether `<|im_end|>` and its like become control tokens."""
+        # A lone surrogate is no text; as "?" it costs its own question nothing worse.
+        clean = text.encode("utf-8", "replace").decode()
+        return list(self.tokenizer(clean, add_special_tokens=False, split_special_tokens=not special).input_ids)
+
+    def encode(self, text: str) -> Prompt:
+        """A plain prompt: user text, so no special tokens; BOS if the model wants one."""
+        tokens = self.tokenize(text)
+        return Prompt(text, tuple([self.bos, *tokens] if self.bos is not None and self.adds_bos else tokens))
+
+    def encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> Prompt:
+        """A chat in the model's template.
+
+        Raises:
+            ModelError: the model has no chat template, or its template fails.
+        """
+        text, tokens = chat.encode(
+            messages, self._special, lambda safe: self._render(safe, add_generation_prompt), self.tokenize
+        )
+        if self.bos is not None and self.adds_bos and tokens[:1] != [self.bos]:
+            tokens.insert(0, self.bos)  # a template that carries its own BOS must not get a second one
+        return Prompt(text, tuple(tokens))
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        return chat.special_pattern(token.content for token in self._added.values())
+
+    def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+        if not self.chat_template:
+            raise ModelError(
+                f"{self.name} has no chat template (a base model?); use chat=plain, or a model that was tuned for chat"
+            )
+        try:
+            return chat.render(
+                self.chat_template,
+                messages,
+                bos_token=self.tokenizer.bos_token or "",
+                eos_token=self.tokenizer.eos_token or "",
+                add_generation_prompt=add_generation_prompt,
+            )
+        except Exception as error:
+            raise ModelError(f"the chat template of {self.name} failed: {type(error).__name__}: {error}") from error
