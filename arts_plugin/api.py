@@ -43,6 +43,7 @@ class Arts:
         settings: resolved settings; or give any of them as keywords (see `arts_plugin.settings.Settings`).
         registry: plugins to use; default: those of the process.
         scorer: a verifier that was made by hand, in place of what `verifier` names.
+        engine: a backend that was made by hand, in place of what `backend` names; whoever made it closes it.
 
     Raises:
         SettingsError: an unknown or impossible setting.
@@ -55,6 +56,7 @@ class Arts:
         *,
         registry: Plugins | None = None,
         scorer: Verifier | None = None,
+        engine: Backend | None = None,
         **keywords: Any,
     ) -> None:
         self.settings = (settings or Settings()).with_(keywords)
@@ -62,7 +64,7 @@ class Arts:
         self._check_names(self.settings)
         self._said: set[str] = set()
         self._run: RunFolder | None = None
-        self._scorer = scorer
+        self._scorer, self._engine = scorer, engine
         self._place = self._find_verifier()
         self._extractors: dict[str, Extractor] = {}
 
@@ -137,6 +139,8 @@ class Arts:
         Raises:
             ModelError: the model cannot be loaded.
         """
+        if self._engine is not None:
+            return self._engine
         # A trained verifier can only be matched to a model that is loaded; hidden states cost about a percent.
         registered, name = self._registered_verifier, self.settings.verifier
         reads = name != "none" if registered is None else "features" in registered.needs
@@ -269,7 +273,8 @@ class Arts:
             self._run.close()
             self._run = None
         if "backend" in self.__dict__:
-            self.backend.close()
+            if self._engine is None:
+                self.backend.close()
             del self.__dict__["backend"]
         for name in ("run_folder", "trained", "verifier"):
             self.__dict__.pop(name, None)

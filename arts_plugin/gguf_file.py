@@ -15,7 +15,7 @@ from arts_plugin.errors import ModelError
 
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _STRING, _ARRAY = 8, 9
-_ALIGNMENT = b"general.alignment"
+_ALIGNMENT, _NAME = b"general.alignment", b"general.name"
 
 
 def check(path: Path) -> None:
@@ -49,23 +49,39 @@ def tensor_digest(path: Path) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
+def model_name(path: Path) -> str:
+    """The file's `general.name`, which its other quantisations share; empty if it has none.
+
+    Raises:
+        ModelError: the header is damaged.
+    """
+    with path.open("rb") as file:
+        return _read_header(file, path)[1]
+
+
 def _data_offset(file: BinaryIO, path: Path) -> int:
-    """Where the tensor data begins: after the header, at the next multiple of the alignment (GGUF versions 2 and 3)."""
+    return _read_header(file, path)[0]
+
+
+def _read_header(file: BinaryIO, path: Path) -> tuple[int, str]:
+    """Where the tensor data begins (after the header, at the next multiple of the alignment), and the model's name."""
     try:
         _, version, n_tensors, n_entries = struct.unpack("<4sIQQ", file.read(24))
         if version not in (2, 3):
             raise ModelError(f"{path} is GGUF version {version}; 2 and 3 can be read")
-        alignment = 32
+        alignment, name = 32, ""
         for _ in range(n_entries):
             key, kind = _string(file), _int(file, 4)
             if key == _ALIGNMENT and _SIZES.get(kind) == 4:
                 alignment = _int(file, 4)
+            elif key == _NAME and kind == _STRING:
+                name = _string(file).decode("utf-8", "replace")
             else:
                 _skip(file, kind)
         for _ in range(n_tensors):
             _string(file)
             file.seek(_int(file, 4) * 8 + 4 + 8, 1)
-        return -(-file.tell() // alignment) * alignment
+        return -(-file.tell() // alignment) * alignment, name
     except (struct.error, KeyError, ZeroDivisionError, OverflowError, MemoryError, OSError) as error:
         raise ModelError(f"{path} has a damaged GGUF header: {error!r}") from error
 

@@ -11,7 +11,7 @@ from lengths. There are two ways through:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,12 +27,18 @@ from arts_plugin.engine.kv import KvSequence
 from arts_plugin.errors import ModelError
 
 NAME = "arts_tree"
+_SLACK, _GROUP = 1.35, 16
 
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
-    """Cells of many sequences, padded: `cells` [n, longest]; `mask` [n, 1, 1, longest], None if nothing is padded."""
+    """Cells of sequences of similar length, padded.
 
+    `rows` [n]: which of the plan's sequences, None if all; `cells` [n, longest]; `mask` [n, 1, 1, longest], None if
+    nothing is padded.
+    """
+
+    rows: torch.Tensor | None
     cells: torch.Tensor
     mask: torch.Tensor | None
 
@@ -64,19 +70,37 @@ class Plan:
     rows: torch.Tensor | None
     sequences: list[KvSequence]
     segments: list[Segment]
-    _gathered: dict[int, Gathered] = field(default_factory=dict)
+    _gathered: dict[int, list[Gathered]] = field(default_factory=dict)
 
-    def gathered(self, window: int) -> Gathered:
-        """Cells that the single tokens see through a window (0: all of them)."""
+    def gathered(self, window: int) -> list[Gathered]:
+        """Cells that the single tokens see through a window (0: all of them), in groups of similar length."""
         if window not in self._gathered:
             views = [np.frombuffer(sequence.cells, dtype=np.int32) for sequence in self.sequences]
             if window:
                 views = [view[-window:] for view in views]
-            self._gathered[window] = _pad(views, self.device)
+            groups = similar([len(view) for view in views])
+            if len(groups) == 1:
+                self._gathered[window] = [_pad(views, None, self.device)]
+            else:
+                self._gathered[window] = [_pad([views[i] for i in group], group, self.device) for group in groups]
         return self._gathered[window]
 
 
-def _pad(views: list[Any], device: torch.device) -> Gathered:
+def similar(lengths: Sequence[int]) -> list[list[int]]:
+    """Indexes by length, longest first, in groups that padding does not swell by more than `_SLACK`; small groups are
+    joined to the next, since each costs a call in every layer."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    groups: list[list[int]] = [[]]
+    for i in order:
+        group = groups[-1]
+        if len(group) >= _GROUP and lengths[i] * _SLACK < lengths[group[0]]:
+            groups.append([i])
+        else:
+            group.append(i)
+    return groups
+
+
+def _pad(views: list[Any], group: list[int] | None, device: torch.device) -> Gathered:
     lengths = np.fromiter((len(view) for view in views), dtype=np.int64, count=len(views))
     cells = np.zeros((len(views), int(lengths.max())), dtype=np.int32)
     for row, view in zip(cells, views, strict=True):
@@ -85,7 +109,8 @@ def _pad(views: list[Any], device: torch.device) -> Gathered:
     if lengths.min() < cells.shape[1]:
         seen = np.arange(cells.shape[1])[None] < lengths[:, None]
         mask = torch.from_numpy(seen).to(device, non_blocking=True)[:, None, None]
-    return Gathered(torch.from_numpy(cells).to(device, non_blocking=True), mask)
+    rows = None if group is None else torch.tensor(group).to(device, non_blocking=True)
+    return Gathered(rows, torch.from_numpy(cells).to(device, non_blocking=True), mask)
 
 
 _active: Plan | None = None
@@ -143,7 +168,18 @@ def tree_attention(
 def _single(plan: Plan, layer: int, flat: torch.Tensor, window: int, scaling: float | None) -> torch.Tensor:
     """One new token of each of many sequences: [n, heads, width]."""
     query = flat if plan.rows is None else flat[plan.rows]
-    seen = plan.gathered(window)
+    found = [(seen.rows, _attend(plan, layer, query, seen, scaling)) for seen in plan.gathered(window)]
+    if len(found) == 1:
+        return found[0][1]
+    out = query.new_empty(query.shape[0], query.shape[1], found[0][1].shape[2])
+    for rows, part in found:
+        out[rows] = part
+    return out
+
+
+def _attend(plan: Plan, layer: int, query: torch.Tensor, seen: Gathered, scaling: float | None) -> torch.Tensor:
+    if seen.rows is not None:
+        query = query[seen.rows]
     key, value = plan.pool.read(layer, seen.cells)
     grouped = query.reshape(query.shape[0], key.shape[1], -1, query.shape[2])
     found = functional.scaled_dot_product_attention(grouped, key, value, attn_mask=seen.mask, scale=scaling)

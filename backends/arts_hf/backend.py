@@ -5,16 +5,19 @@ from __future__ import annotations
 import gc
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from arts_hf import loading
+from arts_hf.loading import Loaded
 from arts_hf.runtime import HfRuntime
 from arts_hf.vocabulary import HfVocabulary
 from arts_plugin.backend import Message, ModelInfo, Prompt
 from arts_plugin.engine.engine import BranchEngine
 from arts_plugin.engine.runtime import default_threads
+from arts_plugin.gguf_file import model_name
 from arts_plugin.settings import Settings
 
 
@@ -31,9 +34,19 @@ class HfBackend(BranchEngine):
 
     def __init__(self, settings: Settings, *, features: bool = False) -> None:
         torch.set_num_threads(settings.n_threads or default_threads())
-        loaded = loading.load(settings)
+        self._begin(loading.load(settings), settings, features)
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any, settings: Settings, *, features: bool = False) -> HfBackend:
+        """A backend for a model that is in memory already. Its attention is switched to `arts_tree`; whoever gave it
+        switches it back."""
+        made = cls.__new__(cls)
+        made._begin(Loaded(model, tokenizer, Path(model.config._name_or_path or "in memory")), settings, features)
+        return made
+
+    def _begin(self, loaded: Loaded, settings: Settings, features: bool) -> None:
         self.source, self.network = loaded.source, loaded.model
-        name = loaded.source.stem if loaded.source.is_file() else loaded.source.name
+        name = self.source.stem if self.source.suffix == ".gguf" else self.source.name
         self.model = HfVocabulary(loaded.tokenizer, self.network.config, self.network.generation_config, name)
         super().__init__(HfRuntime(self.network, self.model, settings, features), settings.slots)
 
@@ -50,6 +63,7 @@ class HfBackend(BranchEngine):
             chat_template=self.model.chat_template,
             details={
                 "file": self.source.name,
+                "general.name": model_name(self.source) if self.source.is_file() else "",
                 "description": f"{type(self.network).__name__} {self._dtype()} on {self.runtime_device()}",
                 "bytes": sum(p.numel() * p.element_size() for p in self.network.parameters()),
                 "n_ctx_train": self.model.n_ctx_train,
@@ -65,7 +79,7 @@ class HfBackend(BranchEngine):
 
     @cached_property
     def _digest(self) -> str:
-        return loading.digest(self.source)
+        return loading.digest(self.source) if self.source.exists() else loading.digest_of(self.network)
 
     def digest(self) -> str:
         """SHA-256 of the tensor data: for a GGUF file the same as under llama.cpp."""

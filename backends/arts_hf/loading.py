@@ -78,6 +78,15 @@ def digest(source: Path) -> str:
     return f"sha256:{made.hexdigest()}"
 
 
+def digest_of(model: Any) -> str:
+    """What identifies the weights of a model that came from nowhere."""
+    made = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        made.update(name.encode())
+        made.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return f"sha256:{made.hexdigest()}"
+
+
 def _find(settings: Settings) -> Path:
     """A GGUF file or a model folder."""
     if not settings.model:

@@ -71,9 +71,12 @@ def test_every_kind_is_checked() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("grouped", [False, True], ids=["", "grouped by length"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_trees_equal_full_recompute(kind: str) -> None:
+def test_trees_equal_full_recompute(kind: str, grouped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prefill, forks, ragged lengths, dropped branches and reused cells, beyond the window: every hidden state."""
+    if grouped:
+        monkeypatch.setattr(attention, "_GROUP", 2)
     made = runtime(kind)
     numbers = random.Random(5)
     draw = lambda count: [numbers.randrange(97) for _ in range(count)]  # noqa: E731

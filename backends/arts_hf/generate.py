@@ -1,0 +1,167 @@
+"""ARTS inside `generate`: `model.generate(**inputs, custom_generate=arts_generate, arts_tokenizer=tokenizer)`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.generation import (
+    EosTokenCriteria,
+    MaxLengthCriteria,
+    MinPLogitsWarper,
+    StopStringCriteria,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from arts_hf.backend import HfBackend
+from arts_plugin.api import Arts
+from arts_plugin.backend import Prompt
+from arts_plugin.errors import SettingsError
+from arts_plugin.settings import Settings
+from arts_plugin.tree import ReasoningTree
+
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p")
+_OWN_WARPERS = (TemperatureLogitsWarper, TopPLogitsWarper, TopKLogitsWarper, MinPLogitsWarper)
+_OWN_CRITERIA = (MaxLengthCriteria, EosTokenCriteria, StopStringCriteria)
+
+
+@dataclass
+class ArtsGenerateOutput(GenerateDecoderOnlyOutput):
+    """What `generate(..., return_dict_in_generate=True)` returns: `sequences` as ever, and the `trees` searched, one
+    for each row of the input."""
+
+    trees: list[ReasoningTree] | None = None
+
+
+def arts_generate(
+    model: Any,
+    input_ids: torch.Tensor,
+    logits_processor: Sequence[Any] | None = None,
+    stopping_criteria: Sequence[Any] | None = None,
+    generation_config: Any = None,
+    *,
+    arts_tokenizer: Any = None,
+    arts: Mapping[str, Any] | None = None,
+    **model_kwargs: Any,
+) -> torch.Tensor | ArtsGenerateOutput:
+    """A decoding method for `model.generate`: searches a tree of steps for each row and returns what it chose.
+
+    Args:
+        arts_tokenizer: the model's tokeniser (`tokenizer=` is not handed on by transformers); default: loaded from
+            where the model came from.
+        arts: settings (see `arts_plugin.settings.Settings`): strategy, verifier, budget_trajectories, width...
+
+    From the generation config come max_new_tokens (or max_length), stop_strings and num_return_sequences and, with
+    do_sample=True, temperature, top_p, top_k and min_p; without it the search samples at its own defaults, since a
+    greedy model has nothing to search among. `strategy="greedy"` is greedy.
+
+    Returns:
+        token ids [batch * num_return_sequences, longest], prompts included, padded on the right: for each row the
+        chosen trajectory, then others in the order in which they finished, the last repeated if there are too few.
+
+    Raises:
+        SettingsError: a setting or a generation option that a search cannot honour.
+        ModelError: the model cannot be decoded as a tree.
+    """
+    config = generation_config
+    _refuse(config, logits_processor or (), stopping_criteria or ())
+    copies = config.num_return_sequences or 1
+    rows = input_ids[::copies]  # generate has repeated each of them
+    mask = model_kwargs.get("attention_mask")
+    mask = torch.ones_like(rows) if mask is None else mask[::copies]
+    prompts = [row[kept.bool()].tolist() for row, kept in zip(rows, mask, strict=True)]
+    settings = _settings(config, arts or {}, max(map(len, prompts)), input_ids.shape[1], len(prompts))
+    tokenizer = arts_tokenizer if arts_tokenizer is not None else _tokenizer_of(model)
+    before, training = model.config._attn_implementation, model.training
+    backend = HfBackend.of(model.eval(), tokenizer, settings, features=settings.verifier != "none")
+    try:
+        trees = _search(Arts(settings, engine=backend), prompts, tokenizer, config)
+    finally:
+        backend.close()
+        model.set_attn_implementation(before)
+        model.train(training)
+    sequences = _sequences(trees, input_ids, copies, config)
+    if not config.return_dict_in_generate:
+        return sequences
+    return ArtsGenerateOutput(sequences=sequences, trees=trees)
+
+
+def _settings(config: Any, arts: Mapping[str, Any], longest: int, padded: int, n_prompts: int) -> Settings:
+    sampling = {name: getattr(config, name) for name in _SAMPLING if getattr(config, name, None) is not None}
+    given = {**(sampling if config.do_sample else {}), **arts}
+    if "max_gen_toks" not in given:
+        # generate turned max_new_tokens into a length that counts the padded prompt.
+        new = config.max_new_tokens or (config.max_length or 0) - padded
+        if new < 1:
+            raise SettingsError(f"max_length is {config.max_length} and the prompt has {padded} tokens; set max_new_tokens")
+        given["max_gen_toks"] = new
+    settings = Settings.of({**given, "backend": "hf"})
+    if "n_ctx" in given:
+        return settings
+    # Room for every branch that may be alive: the KV pool grows only as far as it is used.
+    alive = settings.slots * 2 + n_prompts * (settings.budget_trajectories or settings.slots)
+    return settings.with_(n_ctx=max(settings.n_ctx, n_prompts * longest + alive * settings.max_gen_toks))
+
+
+def _refuse(config: Any, processors: Sequence[Any], criteria: Sequence[Any]) -> None:
+    if (config.num_beams or 1) > 1:
+        raise SettingsError(f"num_beams is {config.num_beams}; a tree search has no beams, set arts={{'width': ...}}")
+    odd = [type(p).__name__ for p in processors if not isinstance(p, _OWN_WARPERS)]
+    odd += [type(c).__name__ for c in criteria if not isinstance(c, _OWN_CRITERIA)]
+    if odd:
+        raise SettingsError(f"a tree search does not apply {', '.join(odd)}; leave out what asks for it")
+
+
+def _tokenizer_of(model: Any) -> Any:
+    from transformers import AutoTokenizer
+
+    name = model.config._name_or_path
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except Exception as error:
+        raise SettingsError(f"no tokeniser found for {name!r}: pass arts_tokenizer=tokenizer to generate") from error
+
+
+def _search(searcher: Arts, prompts: Sequence[list[int]], tokenizer: Any, config: Any) -> list[ReasoningTree]:
+    stops = config.stop_strings or ()
+    stops = (stops,) if isinstance(stops, str) else tuple(stops)
+    trees: dict[int, ReasoningTree] = {}
+    jobs = (
+        searcher.job(Prompt(tokenizer.decode(ids), tuple(ids)), stops=stops, meta={"row": row})
+        for row, ids in enumerate(prompts)
+    )
+    for event in searcher.events(jobs):
+        if event.kind == "finished":
+            trees[event.job.meta["row"]] = event.tree
+    return [trees[row] for row in range(len(prompts))]
+
+
+def _sequences(trees: Sequence[ReasoningTree], input_ids: torch.Tensor, copies: int, config: Any) -> torch.Tensor:
+    pad = config.pad_token_id if config.pad_token_id is not None else (config.eos_token_id or 0)
+    pad = pad[0] if isinstance(pad, (list, tuple)) else int(pad)
+    end = config.eos_token_id
+    end = end[0] if isinstance(end, (list, tuple)) else end
+    found = [ids for tree in trees for ids in _trajectories(tree, copies, end)]
+    longest = max(map(len, found), default=0)
+    tail = torch.full((len(found), longest), pad, dtype=input_ids.dtype)
+    for row, ids in zip(tail, found, strict=True):
+        row[: len(ids)] = torch.tensor(ids, dtype=input_ids.dtype)
+    return torch.cat([input_ids, tail.to(input_ids.device)], dim=1)
+
+
+def _trajectories(tree: ReasoningTree, count: int, end: int | None) -> list[list[int]]:
+    """Token ids of the chosen trajectory and then of the others, the last one repeated where there are too few."""
+    if tree.error or tree.chosen is None:
+        raise SettingsError(f"a row could not be searched: {tree.error or 'it has no trajectory'}")
+    others = [t for t in tree.trajectories() for _ in range(t.count)]
+    chosen = tree.trajectory(tree.chosen)
+    rest = [t for t in others if t.leaf != tree.chosen]
+    rest += [chosen] * (sum(1 for t in others if t.leaf == tree.chosen) - 1)
+    ordered = [chosen, *rest][:count]
+    ordered += [ordered[-1]] * (count - len(ordered))
+    return [[*t.token_ids, *([end] if t.stop == "eos" and end is not None else [])] for t in ordered]

@@ -1,0 +1,101 @@
+"""`model.generate(custom_generate=arts_generate)` on a real model, as anybody's transformers program would call it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.models import model
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from arts_hf.generate import ArtsGenerateOutput, arts_generate  # noqa: E402
+from arts_hf.loading import load  # noqa: E402
+from arts_plugin.errors import SettingsError  # noqa: E402
+from arts_plugin.settings import Settings  # noqa: E402
+
+ARTS = {"strategy": "best_of_n", "budget_trajectories": 3, "verifier": "none"}
+CHATS = [
+    [{"role": "user", "content": "What is 2 plus 3?"}],
+    [{"role": "user", "content": "Tom has 3 boxes with 4 pens each. He gives 5 away. How many are left?"}],
+]
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Any:
+    """SmolLM2 in float32 and its tokeniser."""
+    return load(Settings.of(model=model("smollm2"), dtype="float32", device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def inputs(loaded: Any) -> Any:
+    """Two prompts of different length, padded on the left."""
+    loaded.tokenizer.padding_side = "left"
+    if loaded.tokenizer.pad_token is None:
+        loaded.tokenizer.pad_token = loaded.tokenizer.eos_token
+    return loaded.tokenizer.apply_chat_template(
+        CHATS, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
+    )
+
+
+def test_greedy_is_what_generate_does(loaded: Any, inputs: Any) -> None:
+    """Token for token, for a padded batch."""
+    own = loaded.model.generate(**inputs, max_new_tokens=24, do_sample=False)
+    ours = loaded.model.generate(
+        **inputs, max_new_tokens=24, do_sample=False, custom_generate=arts_generate,
+        arts_tokenizer=loaded.tokenizer, arts={"strategy": "greedy", "verifier": "none"},
+    )  # fmt: skip
+    for left, right in zip(own, ours, strict=True):
+        strip = lambda ids: [t for t in ids.tolist() if t != loaded.tokenizer.pad_token_id]  # noqa: E731
+        assert strip(left) == strip(right)
+
+
+def test_a_search(loaded: Any, inputs: Any) -> None:
+    """Chosen trajectories first, as many rows as asked for, the trees on request, and the model left as it was."""
+    before = loaded.model.config._attn_implementation
+    found = loaded.model.generate(
+        **inputs, max_new_tokens=24, do_sample=True, temperature=0.9, num_return_sequences=2,
+        return_dict_in_generate=True, custom_generate=arts_generate, arts_tokenizer=loaded.tokenizer, arts=ARTS,
+    )  # fmt: skip
+    assert isinstance(found, ArtsGenerateOutput)
+    assert loaded.model.config._attn_implementation == before
+    width = inputs["input_ids"].shape[1]
+    assert found.sequences.shape[0] == 4
+    assert found.sequences.shape[1] <= width + 25
+    assert torch.equal(found.sequences[:, :width], inputs["input_ids"].repeat_interleave(2, 0))
+    assert found.trees is not None
+    for row, tree in enumerate(found.trees):
+        assert len(tree.trajectories()) == 3
+        text = loaded.tokenizer.decode(found.sequences[2 * row, width:], skip_special_tokens=True)
+        assert text.strip() == tree.text.strip()
+        assert tree.meta["row"] == row
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_beams": 2}, "no beams"),
+        ({"repetition_penalty": 1.2}, "RepetitionPenaltyLogitsProcessor"),
+        ({"arts": {"widht": 3}}, "did you mean 'width'"),
+        ({"arts": {"strategy": "arst"}}, "did you mean 'arts'"),
+    ],
+)
+def test_what_a_search_cannot_honour(loaded: Any, inputs: Any, options: dict[str, Any], message: str) -> None:
+    arguments = {"arts": ARTS, "max_new_tokens": 4, **options}
+    with pytest.raises((SettingsError, LookupError), match=message):
+        loaded.model.generate(
+            **inputs, custom_generate=arts_generate, arts_tokenizer=loaded.tokenizer, **arguments
+        )
+
+
+def test_the_folder_for_a_hub(loaded: Any, inputs: Any) -> None:
+    """`custom_generate="owner/name"` runs what the example folder holds, if its code is trusted."""
+    folder = Path(__file__).parents[2] / "examples" / "custom_generate"
+    options = {**inputs, "max_new_tokens": 6, "tokenizer": loaded.tokenizer, "arts": ARTS}
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        loaded.model.generate(**options, custom_generate=str(folder), trust_remote_code=False)
+    found = loaded.model.generate(**options, custom_generate=str(folder), trust_remote_code=True)
+    assert found.shape[0] == 2
