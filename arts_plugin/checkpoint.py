@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.resources import files
@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import numpy.typing as npt
 
-from arts_plugin.backend import Backend
+from arts_plugin.backend import Backend, FloatArray
 from arts_plugin.errors import ArtsError
 from arts_plugin.settings import Settings
+from arts_plugin.tree import ReasoningTree
 from arts_plugin.value_head import Aggregate, Link, StateFeature, ValueHead, ValueHeadVerifier, width
+from arts_plugin.verifier import Verifier
 
 CARD_FILE, HEAD_FILE = "arts_verifier.json", "value_head.safetensors"
 FORMAT_VERSION = 1
@@ -36,6 +39,16 @@ class Proposer:
 
 
 @dataclass(frozen=True, slots=True)
+class Backbone:
+    """The model of a verifier that has one of its own. `source` is where it was loaded from when it was trained."""
+
+    name: str
+    digest: str
+    source: str
+    n_embd: int
+
+
+@dataclass(frozen=True, slots=True)
 class Card:
     """`arts_verifier.json`.
 
@@ -45,6 +58,7 @@ class Card:
         prompt: what stands before and after the question in the prompts that it was trained on.
         delimiter: what ended a step there.
         feature, aggregate, link, is_flow: see `arts_plugin.value_head`.
+        backbone: the verifier's own model; None for a head on the proposer's hidden states.
         select: the selection rule that did best on its validation problems; None leaves the default.
         training: the loss, settings and data it came from, and how to make it again.
         validation: figures on held-out problems of the training data.
@@ -59,6 +73,7 @@ class Card:
     link: Link
     is_flow: bool
     select: str | None = None
+    backbone: Backbone | None = None
     training: dict[str, Any] = field(default_factory=dict)
     validation: dict[str, Any] = field(default_factory=dict)
 
@@ -87,6 +102,8 @@ class Card:
             if version != FORMAT_VERSION:
                 raise ArtsError(f"{file} has format {version!r}; this release of arts-plugin reads {FORMAT_VERSION}")
             head, tail = record["prompt"]
+            body = record.get("backbone")
+            record["backbone"] = Backbone(**body) if body else None
             card = cls(**{**record, "proposer": Proposer(**record["proposer"]), "prompt": (str(head), str(tail))})
             for value, known in ((card.feature, StateFeature), (card.aggregate, Aggregate), (card.link, Link)):
                 if value not in get_args(known):
@@ -102,7 +119,7 @@ class Card:
             ArtsError: the proposer's hidden states are of another size.
         """
         info = backend.info
-        if info.n_embd != self.proposer.n_embd:
+        if self.backbone is None and info.n_embd != self.proposer.n_embd:
             raise ArtsError(
                 f"verifier {self.name!r} reads hidden states of size {self.proposer.n_embd} (trained on "
                 f"{self.proposer.name}), and those of {info.name} have {info.n_embd}; use verifier=none or another"
@@ -141,13 +158,24 @@ class TrainedVerifier:
     """A verifier and its card."""
 
     card: Card
-    verifier: ValueHeadVerifier
+    head: ValueHead
+    verifier: Verifier
 
     def identity(self) -> dict[str, str]:
         """What tells it from every other one: its name, and the digest of its weights."""
-        head = self.verifier.head
-        weights = b"".join(np.ascontiguousarray(part).tobytes() for part in (head.w1, head.b1, head.w2))
+        weights = b"".join(np.ascontiguousarray(part).tobytes() for part in (self.head.w1, self.head.b1, self.head.w2))
         return {"name": self.card.name, "digest": hashlib.sha256(weights).hexdigest()}
+
+    def score_tree(self, tree: ReasoningTree, rows: Callable[[], FloatArray]) -> npt.NDArray[np.float64]:
+        """The scores of all states of a recorded tree, [n_nodes].
+
+        Args:
+            rows: gives the proposer's hidden states [n_nodes, n_embd]; called only if the verifier reads them.
+        """
+        if isinstance(self.verifier, ValueHeadVerifier):
+            return self.verifier.score_tree(rows(), [node.parent for node in tree.nodes])
+        recorded: Any = self.verifier
+        return np.asarray(recorded.score_recorded(tree))
 
 
 def load(folder: str | Path) -> TrainedVerifier:
@@ -161,6 +189,8 @@ def load(folder: str | Path) -> TrainedVerifier:
     if not file.exists():
         raise ArtsError(f"{folder} has a {CARD_FILE} and no {HEAD_FILE}")
     head = ValueHead.load(file)
+    if card.backbone is not None:
+        return _with_backbone(Path(folder), card, head)
     if head.n_embd != (wanted := width(card.feature, card.proposer.n_embd)):
         raise ArtsError(f"{file} reads {head.n_embd} numbers, and by its card it should read {wanted}")
     made = ValueHeadVerifier(
@@ -171,7 +201,21 @@ def load(folder: str | Path) -> TrainedVerifier:
         link=card.link,
         is_flow=card.is_flow,
     )
-    return TrainedVerifier(card, made)
+    return TrainedVerifier(card, head, made)
+
+
+def _with_backbone(folder: Path, card: Card, head: ValueHead) -> TrainedVerifier:
+    """A verifier that is a language model itself."""
+    body = card.backbone
+    if body is not None and head.n_embd != body.n_embd:
+        raise ArtsError(f"{folder / HEAD_FILE} reads {head.n_embd} numbers, and {body.name} has {body.n_embd}")
+    try:
+        from arts_hf.verifier import BackboneVerifier
+    except ImportError as error:
+        raise ArtsError(
+            f"verifier {card.name!r} has a model of its own: pip install 'arts-plugin[hf]' ({error})"
+        ) from error
+    return TrainedVerifier(card, head, BackboneVerifier.load(folder, card, head))
 
 
 # Shipped verifiers.

@@ -18,6 +18,29 @@ def training_options(command: Any) -> Any:
     return command
 
 
+def lora_options(command: Any) -> Any:
+    """One `--lora_` option for each field of `LoraSettings` that training settings do not share."""
+    for name, default, kind, doc in reversed(_LORA):
+        names = [f"--lora_{name}", f"--lora-{name.replace('_', '-')}"]
+        flag = {"is_flag": True} if kind is bool else {"type": kind, "show_default": True}
+        command = click.option(*names, f"lora_{name}", default=default, help=f"With --backbone: {doc}", **flag)(command)
+    return command
+
+
+_LORA: list[tuple[str, Any, Any, str]] = [
+    ("r", 16, click.IntRange(1), "rank of the adapters."),
+    ("alpha", 32, click.IntRange(1), "their alpha."),
+    ("hidden", 256, click.IntRange(1), "hidden units of the head."),
+    ("learning_rate", 1e-4, float, "AdamW's, for the adapters."),
+    ("head_rate", 1e-3, float, "AdamW's, for the head."),
+    ("epochs", 3, click.IntRange(1), "passes over the trees."),
+    ("batch_problems", 8, click.IntRange(1), "trees in an optimiser step."),
+    ("max_tokens", 8192, click.IntRange(1), "trees with more tokens are left out."),
+    ("dtype", "auto", str, "bfloat16, float16, float32 or auto."),
+    ("device", None, str, "cuda, cpu, ...; default: cuda if there is one."),
+    ("checkpointing", False, bool, "compute activations again in the backward pass."),
+]
+
 _TRAINING: list[tuple[str, Any, Any, str]] = [
     ("feature", "mean", click.Choice(["last", "mean", "shift", "mean_last"]), "What the head reads of a state."),
     ("hidden", 128, click.IntRange(1), "Hidden units of a head."),
@@ -142,9 +165,18 @@ def features(run: str, model: str | None, n_threads: int | None, again: bool) ->
 )
 @click.option("--stop_gradient/--full_gradient", default=True, show_default=True, help="Are flow targets constants?")
 @click.option("--name", default=None, help="Name of the verifier in trees; default: its loss.")
+@click.option("--backbone", default=None, help="Train a language model of its own with LoRA: folder, hub id or GGUF.")
+@lora_options
 @training_options
 def train(
-    runs: tuple[str, ...], out: str, loss: str, baselines: str, stop_gradient: bool, name: str | None, **values: Any
+    runs: tuple[str, ...],
+    out: str,
+    loss: str,
+    baselines: str,
+    stop_gradient: bool,
+    name: str | None,
+    backbone: str | None,
+    **values: Any,
 ) -> None:
     """Train a verifier on the graded trees of RUNS (see `arts sdf`), and baselines on the same trees."""
     from arts_plugin.training.model_card import write_model_card
@@ -152,10 +184,18 @@ def train(
     from arts_plugin.training.trainer import TrainingSettings
 
     others = [] if baselines == "none" else [part.strip() for part in baselines.split(",") if part.strip()]
-    command = "arts train " + " ".join([*(Path(run).name for run in runs), f"--loss {loss}", *_spelled(values)])
+    lora_values = {field: values.pop(f"lora_{field}") for field, *_ in _LORA}
+    lora = None
+    if backbone is not None:
+        from arts_hf.lora import LoraSettings
+
+        lora = LoraSettings(backbone, seed=values["seed"], dropout=values["dropout"], **lora_values)
+    spelled = [f"--backbone {Path(backbone).name}"] if backbone else []
+    spelled += [f"--lora_{f} {lora_values[f]}" for f, default, *_ in _LORA if backbone and lora_values[f] != default]
+    command = " ".join(["arts train", *(Path(run).name for run in runs), f"--loss {loss}", *spelled, *_spelled(values)])
     made = fit(
         runs, out, loss=loss, baselines=others, stop_gradient=stop_gradient, settings=TrainingSettings(**values),
-        name=name, command=command, say=click.echo,
+        lora=lora, name=name, command=command, say=click.echo,
     )  # fmt: skip
     write_model_card(out, made.card)
     _print_validation(made.card.validation)

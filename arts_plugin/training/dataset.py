@@ -48,6 +48,17 @@ class LabelledTree:
         return len(set(self.correct.values())) == 2
 
 
+def features_of(tree: LabelledTree) -> npt.NDArray[np.float32]:
+    """A problem's hidden states.
+
+    Raises:
+        ArtsError: it has none.
+    """
+    if tree.features is None:
+        raise ArtsError(f"problem {tree.id} has no hidden states")
+    return tree.features
+
+
 @dataclass(frozen=True, slots=True)
 class RunInfo:
     """What `run.json` says of where trees come from."""

@@ -48,6 +48,10 @@ class Forest:
             self, count=self.count.to(dtype), correct=self.correct.to(dtype), log_reward=self.log_reward.to(dtype)
         )
 
+    def on(self, device: torch.device) -> Forest:
+        """On another device."""
+        return Forest(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
     @property
     def inner(self) -> Tensor:
         """int64 [m]: rows that have observed children."""

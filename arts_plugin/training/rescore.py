@@ -92,10 +92,8 @@ def _load(name: str) -> checkpoint.TrainedVerifier:
 def _score(tree: ReasoningTree, run: str | Path, digest: str, loaded: Sequence[checkpoint.TrainedVerifier]) -> None:
     if not loaded:
         return
-    rows = features.load(run, str(tree.meta["key"]), tree, digest)
-    parents = [node.parent for node in tree.nodes]
     for number, trained in enumerate(loaded):
-        scores = trained.verifier.score_tree(rows, parents)
+        scores = trained.score_tree(tree, lambda: features.load(run, str(tree.meta["key"]), tree, digest))
         for node, score in zip(tree.nodes, scores.tolist(), strict=True):
             node.scores[trained.card.name] = score
             if number == 0:

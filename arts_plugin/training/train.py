@@ -3,6 +3,7 @@
     OUT/arts_verifier.json, value_head.safetensors, README.md     the verifier and its model card
     OUT/curves.png, validation.json                               how training went, and every scorer on held-out problems
     OUT/baselines/NAME/                                           the other losses' verifiers
+    OUT/adapter/                                                  with a backbone: its LoRA adapter
 
 A scorer whose folder was made from the same trees with the same settings is not trained again, which is what resumes
 a run that was killed.
@@ -11,10 +12,10 @@ a run that was killed.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,11 +24,13 @@ from arts_plugin.checkpoint import Card, Proposer, TrainedVerifier
 from arts_plugin.errors import ArtsError
 from arts_plugin.evaluation.pool import Bootstrap, Comparison, compare
 from arts_plugin.randomness import digest
-from arts_plugin.training.dataset import LabelledTree, RunInfo, describe, read_runs, require_both
+from arts_plugin.training.dataset import LabelledTree, RunInfo, describe, features_of, read_runs, require_both
 from arts_plugin.training.losses import Loss, make_loss
 from arts_plugin.training.pools import pool_of
 from arts_plugin.training.trainer import Curve, TrainingSettings, fit, split
-from arts_plugin.value_head import ValueHeadVerifier
+
+if TYPE_CHECKING:
+    from arts_hf.lora import LoraSettings
 
 Say = Callable[[str], None]
 
@@ -40,35 +43,44 @@ def train(
     baselines: Sequence[str] = (),
     stop_gradient: bool = True,
     settings: TrainingSettings | None = None,
+    lora: LoraSettings | None = None,
     name: str | None = None,
     command: str = "",
     say: Say = print,
 ) -> TrainedVerifier:
     """Train a verifier and its baselines on the graded trees of some runs, and write them to `out`.
 
+    Args:
+        lora: train a language model of its own with LoRA, instead of a head on the proposer's hidden states; of
+            `settings` the rewards, the held-out share and the seed then hold.
+
     Raises:
         ArtsError: the trees cannot be used: see `arts_plugin.training.dataset`.
     """
     settings = settings or TrainingSettings()
-    trees, info = read_runs(runs)
+    trees, info = read_runs(runs, with_features=lora is None)
     for line in describe(trees):
         say(line)
     training, held_out = split(trees, settings.validation, settings.seed)
     require_both(training, "training")
     say(f"{len(training)} problems to learn from, {len(held_out)} held out")
     folder = Path(out)
-    verifiers: dict[str, ValueHeadVerifier] = {}
+    verifiers: dict[str, TrainedVerifier] = {}
     curves: dict[str, list[Curve]] = {}
     for kind in dict.fromkeys([loss, *baselines]):
         place = folder if kind == loss else folder / "baselines" / kind
         objective = make_loss(kind, stop_gradient=stop_gradient)
         card = _card(kind if kind != loss or name is None else name, trees, info, objective, settings, command)
+        if lora is not None:
+            card = replace(card, training={**card.training, **asdict(lora)})
         made = _again(place, card)
-        if made is None:
+        if made is None and lora is not None:
+            made = _fit_lora(training, held_out, objective, settings, lora, card, place, say)
+        elif made is None:
             made, curves[kind] = _fit(training, held_out, objective, settings, card, place, say)
         else:
             say(f"{kind}: {place} was trained on these trees with these settings and is kept")
-        verifiers[kind] = made.verifier
+        verifiers[kind] = made
         if kind == loss:
             main = made
     comparison = on_pool(held_out, verifiers)
@@ -93,8 +105,7 @@ def _card(
     command: str,
 ) -> Card:
     first = trees[0].tree
-    if trees[0].features is None:
-        raise ArtsError(f"problem {trees[0].id} has no hidden states")
+    rows = trees[0].features
     labels = [[tree.id, sorted(tree.correct.items()), tree.tree.meta.get("key")] for tree in trees]
     leaves = [right for tree in trees for right in tree.correct.values()]
     return Card(
@@ -102,7 +113,7 @@ def _card(
         proposer=Proposer(
             name=str(info.model.get("name", "")),
             digest=str(info.model.get("digest", "")),
-            n_embd=int(trees[0].features.shape[1]),
+            n_embd=0 if rows is None else int(rows.shape[1]),
             family=str(info.model.get("general.name", "")),
         ),
         prompt=checkpoint.prompt_format(first.prompt, str(first.meta.get("question", ""))),
@@ -129,8 +140,6 @@ def _options(loss: Loss) -> dict[str, Any]:
 
 
 def _with(card: Card, select: str | None, figures: dict[str, Any]) -> Card:
-    from dataclasses import replace
-
     return replace(card, select=select, validation=figures)
 
 
@@ -169,10 +178,27 @@ def _fit(
     return checkpoint.load(place), curves
 
 
-def on_pool(trees: Sequence[LabelledTree], verifiers: dict[str, ValueHeadVerifier]) -> Comparison:
+def _fit_lora(
+    training: Sequence[LabelledTree],
+    held_out: Sequence[LabelledTree],
+    loss: Loss,
+    settings: TrainingSettings,
+    lora: LoraSettings,
+    card: Card,
+    place: Path,
+    say: Say,
+) -> TrainedVerifier:
+    from arts_hf.lora import train as fit_lora
+
+    rewards = (settings.reward_right, settings.reward_wrong)
+    fit_lora(training, held_out, loss, lora, rewards, card, place, say)
+    return checkpoint.load(place)
+
+
+def on_pool(trees: Sequence[LabelledTree], verifiers: Mapping[str, TrainedVerifier]) -> Comparison:
     """Every scorer on the main traces of held-out trees."""
     scores = {
-        name: [verifier.score_tree(tree.features, tree.parents) for tree in trees if tree.features is not None]
+        name: [verifier.score_tree(tree.tree, lambda tree=tree: features_of(tree)) for tree in trees]  # type: ignore[misc]
         for name, verifier in verifiers.items()
     }
     pool = pool_of(trees, scores)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from arts_plugin.errors import ArtsError
-from arts_plugin.training.dataset import LabelledTree
+from arts_plugin.training.dataset import LabelledTree, features_of
 from arts_plugin.training.losses import Forest, Loss
 from arts_plugin.value_head import Aggregate, StateFeature, ValueHead, path_least, state_features
 
@@ -91,23 +91,12 @@ def split(trees: Sequence[LabelledTree], share: float, seed: int) -> tuple[list[
     return sides
 
 
-def examples(trees: Sequence[LabelledTree], settings: TrainingSettings) -> Examples:
-    """Trees laid end to end.
-
-    Raises:
-        ArtsError: a tree has no features, or of another size than the others.
-    """
+def forest_of(trees: Sequence[LabelledTree], reward_right: float, reward_wrong: float) -> Forest:
+    """Trees laid end to end, without features."""
     parent: list[int] = []
-    rows, steps, owner, count, terminal, correct = [], [], [], [], [], []
-    size = None
+    steps, owner, count, terminal, correct = [], [], [], [], []
     for number, item in enumerate(trees):
-        if item.features is None:
-            raise ArtsError(f"problem {item.id} has no hidden states")
-        size = item.features.shape[1] if size is None else size
-        if item.features.shape[1] != size:
-            raise ArtsError(f"problem {item.id} has hidden states of size {item.features.shape[1]}, others {size}")
         start = len(parent)
-        rows.append(state_features(settings.feature, item.features, item.parents))
         for node in item.tree.nodes:
             parent.append(-1 if node.parent is None else start + node.parent)
             steps.append(node.step)
@@ -117,8 +106,8 @@ def examples(trees: Sequence[LabelledTree], settings: TrainingSettings) -> Examp
             correct.append(float(item.correct.get(node.id, False)))
     right = torch.tensor(correct)
     is_leaf = torch.tensor(terminal)
-    reward = torch.where(right > 0.5, settings.reward_right, settings.reward_wrong).log() * is_leaf
-    forest = Forest(
+    reward = torch.where(right > 0.5, reward_right, reward_wrong).log() * is_leaf
+    return Forest(
         parent=torch.tensor(parent),
         step=torch.tensor(steps),
         tree=torch.tensor(owner),
@@ -127,6 +116,23 @@ def examples(trees: Sequence[LabelledTree], settings: TrainingSettings) -> Examp
         correct=right,
         log_reward=reward.float(),
     )
+
+
+def examples(trees: Sequence[LabelledTree], settings: TrainingSettings) -> Examples:
+    """Trees laid end to end, with the state features of their nodes.
+
+    Raises:
+        ArtsError: a tree has no features, or of another size than the others.
+    """
+    rows: list[npt.NDArray[np.float32]] = []
+    size = None
+    for item in trees:
+        hidden = features_of(item)
+        size = hidden.shape[1] if size is None else size
+        if hidden.shape[1] != size:
+            raise ArtsError(f"problem {item.id} has hidden states of size {hidden.shape[1]}, others {size}")
+        rows.append(state_features(settings.feature, hidden, item.parents))
+    forest = forest_of(trees, settings.reward_right, settings.reward_wrong)
     return Examples(torch.from_numpy(np.concatenate(rows)), forest, [len(item.tree.nodes) for item in trees])
 
 

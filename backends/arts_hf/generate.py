@@ -78,7 +78,7 @@ def arts_generate(
     settings = _settings(config, arts or {}, max(map(len, prompts)), input_ids.shape[1], len(prompts))
     tokenizer = arts_tokenizer if arts_tokenizer is not None else _tokenizer_of(model)
     before, training = model.config._attn_implementation, model.training
-    backend = HfBackend.of(model.eval(), tokenizer, settings, features=settings.verifier != "none")
+    backend: Any = HfBackend.of(model.eval(), tokenizer, settings, features=settings.verifier != "none")
     try:
         trees = _search(Arts(settings, engine=backend), prompts, tokenizer, config)
     finally:
@@ -98,7 +98,9 @@ def _settings(config: Any, arts: Mapping[str, Any], longest: int, padded: int, n
         # generate turned max_new_tokens into a length that counts the padded prompt.
         new = config.max_new_tokens or (config.max_length or 0) - padded
         if new < 1:
-            raise SettingsError(f"max_length is {config.max_length} and the prompt has {padded} tokens; set max_new_tokens")
+            raise SettingsError(
+                f"max_length is {config.max_length} and the prompt has {padded} tokens; set max_new_tokens"
+            )
         given["max_gen_toks"] = new
     settings = Settings.of({**given, "backend": "hf"})
     if "n_ctx" in given:

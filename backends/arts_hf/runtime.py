@@ -66,6 +66,14 @@ class HfRuntime:
         with torch.inference_mode():
             return self.head.score(hidden, wanted)
 
+    def hidden(self, items: Sequence[Item]) -> torch.Tensor:
+        """Compute tokens at the ends of sequences, several of one in order: hidden states [n, n_embd].
+
+        Raises:
+            CacheFullError: not enough cells; nothing was computed.
+        """
+        return self._forward(items)
+
     # Forward passes.
     def _forward(self, items: Sequence[Item]) -> torch.Tensor:
         """Book and compute tokens at the ends of their sequences: hidden states [n, n_embd].

@@ -86,9 +86,7 @@ def test_a_search(loaded: Any, inputs: Any) -> None:
 def test_what_a_search_cannot_honour(loaded: Any, inputs: Any, options: dict[str, Any], message: str) -> None:
     arguments = {"arts": ARTS, "max_new_tokens": 4, **options}
     with pytest.raises((SettingsError, LookupError), match=message):
-        loaded.model.generate(
-            **inputs, custom_generate=arts_generate, arts_tokenizer=loaded.tokenizer, **arguments
-        )
+        loaded.model.generate(**inputs, custom_generate=arts_generate, arts_tokenizer=loaded.tokenizer, **arguments)
 
 
 def test_the_folder_for_a_hub(loaded: Any, inputs: Any) -> None:

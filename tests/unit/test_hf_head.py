@@ -73,7 +73,10 @@ def test_drawn_as_from_all_logits(sampling: Sampling, scale: float, ties: bool) 
         want = pick(logits[row], sampling, float(log_z[row]), uniforms[row])
         assert token == want or abs(logits[row, token] - logits[row, want]) < 1e-5
         assert logprob == pytest.approx(float(logits[row, token] - log_z[row]), abs=1e-4)
-    assert sum(token == pick(logits[r], sampling, float(log_z[r]), uniforms[r]) for r, (token, _) in enumerate(drawn)) >= 38
+    assert (
+        sum(token == pick(logits[r], sampling, float(log_z[r]), uniforms[r]) for r, (token, _) in enumerate(drawn))
+        >= 38
+    )
     assert np.allclose(top.hidden, hidden.numpy())
     kept = top.keep(11)
     assert kept.draw([0], sampling, [uniforms[11]]) == [drawn[11]]
