@@ -24,7 +24,7 @@ from arts_plugin.tree import ReasoningTree
 from arts_plugin.value_head import Aggregate, Link, StateFeature, ValueHead, ValueHeadVerifier, width
 from arts_plugin.verifier import Verifier
 
-CARD_FILE, HEAD_FILE = "arts_verifier.json", "value_head.safetensors"
+CARD_FILE, HEAD_FILE, GGUF_ADAPTER = "arts_verifier.json", "value_head.safetensors", "adapter.gguf"
 FORMAT_VERSION = 1
 
 
@@ -209,13 +209,18 @@ def _with_backbone(folder: Path, card: Card, head: ValueHead) -> TrainedVerifier
     body = card.backbone
     if body is not None and head.n_embd != body.n_embd:
         raise ArtsError(f"{folder / HEAD_FILE} reads {head.n_embd} numbers, and {body.name} has {body.n_embd}")
+    exported = (folder / GGUF_ADAPTER).exists()
     try:
-        from arts_hf.verifier import BackboneVerifier
+        if exported:
+            from arts_llama_cpp.verifier import load as load_backbone
+        else:
+            from arts_hf.verifier import load as load_backbone
     except ImportError as error:
+        extra = "llama" if exported else "hf"
         raise ArtsError(
-            f"verifier {card.name!r} has a model of its own: pip install 'arts-plugin[hf]' ({error})"
+            f"verifier {card.name!r} has a model of its own: pip install 'arts-plugin[{extra}]' ({error})"
         ) from error
-    return TrainedVerifier(card, head, BackboneVerifier.load(folder, card, head))
+    return TrainedVerifier(card, head, load_backbone(folder, card, head))
 
 
 # Shipped verifiers.

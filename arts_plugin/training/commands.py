@@ -252,4 +252,23 @@ def compare(runs: tuple[str, ...], out: str | None, scorer: str | None, ks: str 
     click.echo(compare_runs(runs, out=out, scorer=scorer, ks=numbers, only=only))
 
 
-COMMANDS = (sdf, features, train, rescore, compare)
+@click.command()
+@click.argument("verifier", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--gguf", "out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write.")
+@click.option(
+    "--base",
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="GGUF of the verifier's base model, in any quantisation.",
+)
+def export(verifier: Path, out: Path, base: Path) -> None:
+    """Write a LoRA verifier as a GGUF adapter and a head, so that it runs under llama.cpp over BASE."""
+    from arts_hf.export import export as write
+
+    made = write(verifier, out, base)
+    click.echo(
+        f"written to {out}; use it with verifier={out} ({made.backbone.name if made.backbone else ''} is loaded beside it)"
+    )
+
+
+COMMANDS = (sdf, features, train, rescore, compare, export)

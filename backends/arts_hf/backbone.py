@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,15 +97,6 @@ def decoder_of(model: Any) -> Any:
     """The body of a CausalLM without its output embeddings, adapters included."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     return base.get_decoder()
-
-
-def tokenizers(vocabulary: Any) -> tuple[Any, Any]:
-    """(steps, prompts) -> token ids: both as ordinary text, so that no message can pass for a special token."""
-
-    def prompt(text: str) -> Sequence[int]:
-        return list(vocabulary.encode(text).token_ids)
-
-    return vocabulary.tokenize, prompt
 
 
 def _peft() -> Any:

@@ -141,10 +141,9 @@ def prepare(
     say: Say,
 ) -> list[Item]:
     """Pack graded trees; those with too many tokens are left out and counted."""
-    steps, prompts = backbone.tokenizers(vocabulary)
     items, long = [], 0
     for labelled in trees:
-        packed = pack(labelled.tree, steps, prompts)
+        packed = pack(labelled.tree, vocabulary.tokenize, lambda text: vocabulary.encode(text).token_ids)
         if len(packed.tokens) > settings.max_tokens:
             long += 1
             continue

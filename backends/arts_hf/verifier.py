@@ -1,10 +1,8 @@
-"""A verifier with a model of its own, read incrementally: it keeps its KV for each branch, forks with the tree and only
-ever computes new tokens."""
+"""A LoRA verifier on transformers: the body that reads for `arts_plugin.backbone_verifier`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,221 +10,83 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from arts_hf import backbone, loading
+from arts_hf import attention, backbone, loading
 from arts_hf.runtime import HfRuntime
 from arts_hf.vocabulary import HfVocabulary
+from arts_plugin.backbone_verifier import N_CTX, BackboneVerifier, Item
 from arts_plugin.backend import FloatArray
 from arts_plugin.checkpoint import Card
-from arts_plugin.engine.kv import CacheFullError, KvSequence
-from arts_plugin.errors import ArtsError, ModelError
+from arts_plugin.errors import ModelError
 from arts_plugin.settings import Settings
 from arts_plugin.training.packing import pack
 from arts_plugin.tree import ReasoningTree
 from arts_plugin.value_head import ValueHead, path_least
-from arts_plugin.verifier import StateView
-
-N_CTX = 32768
-"""KV cells of a verifier, unless it is given fewer: it holds the tokens of all open states of a round of questions."""
 
 
-@dataclass(slots=True, eq=False)
-class Branch:
-    """A state's side here. `tokens`: all of them from the prompt on; `sequence` may be given up and computed again."""
+class HfBody:
+    """See `arts_plugin.backbone_verifier.Body`."""
 
-    parent: Branch | None
-    tokens: list[int] = field(default_factory=list)
-    sequence: KvSequence | None = None
-    hidden: FloatArray | None = None
-    least: float = np.inf
-    used: int = 0
+    def __init__(self, runtime: HfRuntime) -> None:
+        self.runtime, self.kv, self.n_batch = runtime, runtime.kv, runtime.n_batch
+
+    def tokenize(self, text: str) -> Sequence[int]:
+        """A step's tokens."""
+        return self.runtime.model.tokenize(text)
+
+    def tokenize_prompt(self, text: str) -> Sequence[int]:
+        """A prompt's tokens, with BOS if the model wants one."""
+        return self.runtime.model.encode(text).token_ids
+
+    def states(self, items: Sequence[Item], at: Sequence[int]) -> FloatArray:
+        """One flat forward pass for all items."""
+        hidden = self.runtime.hidden(items)
+        index = torch.tensor(at, dtype=torch.long, device=hidden.device)
+        return np.asarray(hidden[index].float().cpu().numpy())
 
 
-class BackboneVerifier:
-    """Scores states by a language model of its own with a value head; see `arts_plugin.verifier.Verifier`.
+class HfVerifier(BackboneVerifier):
+    """A LoRA verifier that scores recorded trees in one packed pass each."""
 
-    Args:
-        runtime: the model, adapters merged.
-        head: reads its hidden state at the last token of a state.
-        card: name, aggregate and link.
-    """
+    body: HfBody
 
-    needs = frozenset({"text"})
-
-    def __init__(self, runtime: HfRuntime, head: ValueHead, card: Card) -> None:
-        self.runtime, self.head, self.card = runtime, head, card
-        self.name, self.is_flow = card.name, card.is_flow
-        self._steps, self._prompts = backbone.tokenizers(runtime.model)
-        self._held: dict[int, Branch] = {}
-        self._clock = 0
-        self.computed_tokens = 0
-
-    @classmethod
-    def load(cls, folder: Path, card: Card, head: ValueHead, *, n_ctx: int = N_CTX, **options: Any) -> BackboneVerifier:
-        """Load the backbone that the card names and put the adapter on.
-
-        Args:
-            options: settings of the model: dtype, device, or another place for the backbone (`model`).
-
-        Raises:
-            ModelError: the backbone or the adapter cannot be loaded, or they do not belong together.
-        """
-        assert card.backbone is not None
-        settings = Settings.of({"model": card.backbone.source, "n_ctx": n_ctx, **options})
-        try:
-            loaded = loading.load(settings)
-        except ModelError as error:
-            raise ModelError(f"verifier {card.name!r} needs its model {card.backbone.source}: {error}") from error
-        if (found := loading.digest(loaded.source)) != card.backbone.digest:
-            raise ModelError(
-                f"verifier {card.name!r} was trained on {card.backbone.name} ({card.backbone.digest[:23]}...), and "
-                f"{loaded.source} holds other weights ({found[:23]}...)"
-            )
-        body = backbone.put_on(loaded.model, folder / backbone.ADAPTER).merge_and_unload()
-        vocabulary = HfVocabulary(loaded.tokenizer, body.config, body.generation_config, card.backbone.name)
-        return cls(HfRuntime(body.eval(), vocabulary, settings, features=True), head, card)
-
-    # The search's side.
-    def open(self, prompt: str) -> Branch:
-        """State 0."""
-        return Branch(None)
-
-    def fork(self, handle: object) -> Branch:
-        """A state one step further."""
-        return Branch(_branch(handle))
-
-    def drop(self, handle: object) -> None:
-        """Give its KV back."""
-        self._give_up(_branch(handle))
-
-    def score(self, states: Sequence[StateView]) -> npt.NDArray[np.float64]:
-        """log F (or the reward) of each state, [n]; new tokens of all states are computed together."""
-        if not states:
-            return np.empty(0)
-        branches = [_branch(state.handle) for state in states]
-        fresh = [(b, s) for b, s in zip(branches, states, strict=True) if b.hidden is None]
-        for branch, state in fresh:
-            parent = branch.parent
-            # A state's own prompt is read once; every other one by its last step.
-            step = self._prompts(state.prompt) if parent is None else self._steps(state.step_text)
-            branch.tokens = [*(parent.tokens if parent else ()), *step]
-        self._compute([branch for branch, _ in fresh])
-        rows = np.stack([branch.hidden for branch in branches if branch.hidden is not None])
-        outputs = self._linked(self.head(rows))
-        if self.card.aggregate == "terminal":
-            return outputs
-        for branch, output in zip(branches, outputs.tolist(), strict=True):
-            if branch.parent is not None:
-                branch.least = min(branch.parent.least, output)
-        return np.array([b.least if b.parent else o for b, o in zip(branches, outputs.tolist(), strict=True)])
-
-    def _linked(self, outputs: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        return outputs if self.card.link == "identity" else -np.logaddexp(0.0, -outputs)
-
-    def _compute(self, branches: Sequence[Branch]) -> None:
-        """Hidden states at the ends of some branches, in as few forward passes as the cache allows."""
-        waiting = list(branches)
-        while waiting:
-            batch: list[Branch] = []
-            rows = 0
-            for branch in waiting:
-                missing = self._missing(branch)
-                if batch and rows + missing > self.runtime.n_batch:
-                    break
-                batch.append(branch)
-                rows += missing
-            if not self._pass(batch, rows):
-                parent = batch[0].parent
-                if len(batch) == 1 and parent is not None and parent.sequence is not None:
-                    self._give_up(parent)  # alone, and from the prompt on, it may still fit
-                    continue
-                if len(batch) == 1:
-                    raise ArtsError(
-                        f"verifier {self.name!r}: its KV cache of {self.runtime.kv.n_cells} cells cannot hold a trace of "
-                        f"{len(batch[0].tokens)} tokens"
-                    )
-                self._compute(batch[: len(batch) // 2])
-                waiting = waiting[len(batch) // 2 :]
-                continue
-            waiting = waiting[len(batch) :]
-
-    def _missing(self, branch: Branch) -> int:
-        parent = branch.parent
-        have = len(parent.sequence) if parent is not None and parent.sequence is not None else 0
-        return len(branch.tokens) - have
-
-    def _pass(self, batch: Sequence[Branch], rows: int) -> bool:
-        """One forward pass; whether there was room for it."""
-        keep = {id(b.parent) for b in batch}
-        if not self._make_room(rows, keep):
-            return False
-        items: list[tuple[KvSequence, int]] = []
-        ends: list[tuple[Branch, int]] = []
-        for branch in batch:
-            parent = branch.parent
-            if parent is not None and len(branch.tokens) == len(parent.tokens):
-                branch.hidden = parent.hidden  # a step without text: the state has not moved
-            source = parent.sequence if parent is not None else None
-            branch.sequence = self.runtime.kv.new(source)
-            missing = branch.tokens[len(branch.sequence) :]
-            items += [(branch.sequence, token) for token in missing]
-            if branch.hidden is None:
-                ends.append((branch, len(items) - 1))
-            self._hold(branch)
-        if items:
-            try:
-                hidden = self.runtime.hidden(items)
-            except CacheFullError:
-                for branch in batch:
-                    self._give_up(branch)
-                    branch.hidden = None
-                return False
-            self.computed_tokens += len(items)
-            index = torch.tensor([end for _, end in ends], dtype=torch.long, device=hidden.device)
-            for (branch, _), row in zip(ends, hidden[index].float().cpu().numpy(), strict=True):
-                branch.hidden = row
-        return True
-
-    def _make_room(self, cells: int, keep: set[int]) -> bool:
-        """Give up the branches that were used longest ago, but those of `keep`; whether there are `cells` now."""
-        idle = sorted((b for b in self._held.values() if id(b) not in keep), key=lambda b: b.used)
-        for branch in idle:
-            if self.runtime.kv.free >= cells and self.runtime.kv.has_free_id:
-                break
-            self._give_up(branch)
-        return self.runtime.kv.free >= cells
-
-    def _hold(self, branch: Branch) -> None:
-        self._clock += 1
-        branch.used = self._clock
-        if branch.parent is not None:
-            branch.parent.used = self._clock
-        self._held[id(branch)] = branch
-
-    def _give_up(self, branch: Branch) -> None:
-        if branch.sequence is not None:
-            self.runtime.kv.drop(branch.sequence)
-            branch.sequence = None
-        self._held.pop(id(branch), None)
-
-    # Recorded trees.
     def score_recorded(self, tree: ReasoningTree) -> npt.NDArray[np.float64]:
-        """The scores of all states of a recorded tree, [n_nodes], in one packed forward pass."""
-        packed = pack(tree, self._steps, self._prompts)
-        self.runtime.network.set_attn_implementation("sdpa")
+        """The scores of all states of a recorded tree, [n_nodes]."""
+        runtime = self.body.runtime
+        packed = pack(tree, self.body.tokenize, self.body.tokenize_prompt)
+        runtime.network.set_attn_implementation("sdpa")
         try:
             with torch.inference_mode():
-                hidden = backbone.hidden_states(self.runtime.network, packed)
+                hidden = backbone.hidden_states(runtime.network, packed)
         finally:
-            self.runtime.network.set_attn_implementation("arts_tree")
+            runtime.network.set_attn_implementation(attention.NAME)
         self.computed_tokens += len(packed.tokens)
         rows = hidden[torch.from_numpy(packed.ends).to(hidden.device)].float().cpu().numpy()
-        outputs = self._linked(self.head(rows))
+        outputs = self.linked(self.head(rows))
         if self.card.aggregate == "terminal":
             return outputs
         return path_least(outputs, [node.parent for node in tree.nodes])
 
 
-def _branch(handle: object) -> Branch:
-    if not isinstance(handle, Branch):
-        raise ArtsError(f"a verifier was given a handle that is not its own: {handle!r}")
-    return handle
+def load(folder: Path, card: Card, head: ValueHead, *, n_ctx: int = N_CTX, **options: Any) -> HfVerifier:
+    """Load the backbone that the card names and put the adapter on.
+
+    Args:
+        options: settings of the model: dtype, device, or another place for the backbone (`model`).
+
+    Raises:
+        ModelError: the backbone or the adapter cannot be loaded, or they do not belong together.
+    """
+    assert card.backbone is not None
+    settings = Settings.of({"model": card.backbone.source, "n_ctx": n_ctx, **options})
+    try:
+        loaded = loading.load(settings)
+    except ModelError as error:
+        raise ModelError(f"verifier {card.name!r} needs its model {card.backbone.source}: {error}") from error
+    if (found := loading.digest(loaded.source)) != card.backbone.digest:
+        raise ModelError(
+            f"verifier {card.name!r} was trained on {card.backbone.name} ({card.backbone.digest[:23]}...), and "
+            f"{loaded.source} holds other weights ({found[:23]}...)"
+        )
+    body = backbone.put_on(loaded.model, folder / backbone.ADAPTER).merge_and_unload()
+    vocabulary = HfVocabulary(loaded.tokenizer, body.config, body.generation_config, card.backbone.name)
+    return HfVerifier(HfBody(HfRuntime(body.eval(), vocabulary, settings, features=True)), head, card)

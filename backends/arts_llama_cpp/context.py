@@ -112,10 +112,13 @@ class LlamaContext:
         Raises:
             CacheFullError: not enough cells; what fitted stays in the sequence.
         """
+        self.prefill_all([(sequence, token) for token in tokens])
+
+    def prefill_all(self, items: Sequence[tuple[KvSequence, int]]) -> None:
+        """The same for tokens of several sequences, in order."""
         self._set_embeddings(False)
-        for start in range(0, len(tokens), self.n_batch):
-            chunk = tokens[start : start + self.n_batch]
-            self._decode([(sequence, token, False) for token in chunk])
+        for start in range(0, len(items), self.n_batch):
+            self._decode([(sequence, token, False) for sequence, token in items[start : start + self.n_batch]])
 
     def rows(self, rows: Sequence[Row], features: bool) -> Logits:
         """Compute one token for each row, together; see `arts_plugin.engine.runtime.Runtime`."""

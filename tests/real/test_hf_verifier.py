@@ -23,7 +23,8 @@ pytest.importorskip("peft")
 
 from arts_hf import backbone  # noqa: E402
 from arts_hf.runtime import HfRuntime  # noqa: E402
-from arts_hf.verifier import BackboneVerifier  # noqa: E402
+from arts_hf.verifier import HfBody, HfVerifier  # noqa: E402
+from arts_plugin.backbone_verifier import BackboneVerifier  # noqa: E402
 from arts_plugin.training.dataset import LabelledTree  # noqa: E402
 from arts_plugin.training.losses import make_loss  # noqa: E402
 from arts_plugin.training.packing import pack  # noqa: E402
@@ -136,12 +137,13 @@ def head() -> ValueHead:
     return ValueHead(parts[0], parts[1], parts[2], 0.5)
 
 
-def verifier(kind: str = "qwen2", n_ctx: int = 2048, **more: Any) -> BackboneVerifier:
+def verifier(kind: str = "qwen2", n_ctx: int = 2048, **more: Any) -> HfVerifier:
     settings = Settings.of(n_ctx=n_ctx, n_ubatch=64)
-    return BackboneVerifier(HfRuntime(network(kind), Letters(), settings, features=True), head(), card(**more))  # type: ignore[arg-type]
+    runtime = HfRuntime(network(kind), Letters(), settings, features=True)  # type: ignore[arg-type]
+    return HfVerifier(HfBody(runtime), head(), card(**more))
 
 
-def step_by_step(made: BackboneVerifier, found: ReasoningTree, drops: bool = True) -> np.ndarray:
+def step_by_step(made: HfVerifier, found: ReasoningTree, drops: bool = True) -> np.ndarray:
     """Score a tree as a search would: by depth, all states of a depth at once, inner states dropped when used up."""
     handles: dict[int, Any] = {}
     scores = np.zeros(len(found.nodes))
@@ -173,6 +175,10 @@ def test_step_by_step_equals_at_once(kind: str, aggregate: str) -> None:
     distinct = len(path_tokens(found, 0)) + sum(len(node.text) for node in found.nodes[1:])
     assert made.computed_tokens == distinct
     assert np.allclose(scores, made.score_recorded(found), atol=1e-4)
+    assert made.body.kv.used > 0  # what was never dropped
+    replayed = verifier(kind, aggregate=aggregate)
+    assert np.allclose(scores, BackboneVerifier.score_recorded(replayed, found), atol=1e-4)
+    assert replayed.body.kv.used == 0
 
 
 def test_short_of_memory() -> None:
@@ -180,7 +186,7 @@ def test_short_of_memory() -> None:
     found = tree(2, 40)
     ample, tight = verifier(), verifier(n_ctx=96)
     want = step_by_step(ample, found, drops=False)
-    assert ample.runtime.kv.used > 96
+    assert ample.body.kv.used > 96
     assert np.allclose(step_by_step(tight, found, drops=False), want, atol=1e-4)
     assert tight.computed_tokens > ample.computed_tokens
     with pytest.raises(ArtsError, match="cannot hold a trace of 24 tokens"):
@@ -195,7 +201,7 @@ def test_dropped_branches_leave_nothing() -> None:
     made.score([StateView(found.prompt, "ab", (), "ab", (), 0.0, None, False, child)])
     made.drop(root)
     made.drop(child)
-    assert made.runtime.kv.used == 0
+    assert made.body.kv.used == 0
     with pytest.raises(ArtsError, match="not its own"):
         made.fork("other")
 

@@ -1,0 +1,237 @@
+"""A verifier with a model of its own, read incrementally: it keeps its KV for each branch, forks with the tree and only
+ever computes new tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from arts_plugin.backend import FloatArray
+from arts_plugin.checkpoint import Card
+from arts_plugin.engine.kv import CacheFullError, KvCache, KvSequence
+from arts_plugin.errors import ArtsError
+from arts_plugin.tree import ReasoningTree
+from arts_plugin.value_head import ValueHead
+from arts_plugin.verifier import StateView
+
+N_CTX = 32768
+"""KV cells of a verifier, unless it is given fewer: it holds the tokens of all open states of a round of questions."""
+
+Item = tuple[KvSequence, int]
+
+
+class Body(Protocol):
+    """A language model that reads: what a backend offers for a verifier.
+
+    Attributes:
+        n_batch: tokens of one call, at most.
+    """
+
+    kv: KvCache
+    n_batch: int
+
+    def tokenize(self, text: str) -> Sequence[int]:
+        """A step's tokens. Ordinary text: no message can pass for a special token."""
+        ...
+
+    def tokenize_prompt(self, text: str) -> Sequence[int]:
+        """A prompt's tokens, likewise; with BOS if the model wants one."""
+        ...
+
+    def states(self, items: Sequence[Item], at: Sequence[int]) -> FloatArray:
+        """Compute tokens at the ends of sequences (several of one in order), and book their cells.
+
+        Returns:
+            post-norm hidden states at the items `at`, each the last of its sequence: float32 [len(at), n_embd].
+
+        Raises:
+            CacheFullError: not enough cells; nothing was computed.
+        """
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Branch:
+    """A state's side here. `tokens`: all of them from the prompt on; `sequence` may be given up and computed again."""
+
+    parent: Branch | None
+    tokens: list[int] = field(default_factory=list)
+    sequence: KvSequence | None = None
+    hidden: FloatArray | None = None
+    least: float = np.inf
+    used: int = 0
+
+
+class BackboneVerifier:
+    """Scores states by a language model of its own with a value head; see `arts_plugin.verifier.Verifier`.
+
+    Args:
+        body: the model, adapters applied.
+        head: reads its hidden state at the last token of a state.
+        card: name, aggregate and link.
+    """
+
+    needs = frozenset({"text"})
+
+    def __init__(self, body: Body, head: ValueHead, card: Card) -> None:
+        self.body, self.head, self.card = body, head, card
+        self.name, self.is_flow = card.name, card.is_flow
+        self._held: dict[int, Branch] = {}
+        self._clock = 0
+        self.computed_tokens = 0
+
+    # The search's side.
+    def open(self, prompt: str) -> Branch:
+        """State 0."""
+        return Branch(None)
+
+    def fork(self, handle: object) -> Branch:
+        """A state one step further."""
+        return Branch(_branch(handle))
+
+    def drop(self, handle: object) -> None:
+        """Give its KV back."""
+        self._give_up(_branch(handle))
+
+    def score(self, states: Sequence[StateView]) -> npt.NDArray[np.float64]:
+        """log F (or the reward) of each state, [n]; new tokens of all states are computed together."""
+        if not states:
+            return np.empty(0)
+        branches = [_branch(state.handle) for state in states]
+        fresh = [(b, s) for b, s in zip(branches, states, strict=True) if b.hidden is None]
+        for branch, state in fresh:
+            parent = branch.parent
+            # A state's own prompt is read once; every other one by its last step.
+            step = self.body.tokenize_prompt(state.prompt) if parent is None else self.body.tokenize(state.step_text)
+            branch.tokens = [*(parent.tokens if parent else ()), *step]
+        self._compute([branch for branch, _ in fresh])
+        rows = np.stack([branch.hidden for branch in branches if branch.hidden is not None])
+        outputs = self.linked(self.head(rows))
+        if self.card.aggregate == "terminal":
+            return outputs
+        for branch, output in zip(branches, outputs.tolist(), strict=True):
+            if branch.parent is not None:
+                branch.least = min(branch.parent.least, output)
+        return np.array([b.least if b.parent else o for b, o in zip(branches, outputs.tolist(), strict=True)])
+
+    def linked(self, outputs: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """The card's link, applied to outputs of the head."""
+        return outputs if self.card.link == "identity" else -np.logaddexp(0.0, -outputs)
+
+    def _compute(self, branches: Sequence[Branch]) -> None:
+        """Hidden states at the ends of some branches, in as few forward passes as the cache allows."""
+        waiting = list(branches)
+        while waiting:
+            batch: list[Branch] = []
+            rows = 0
+            for branch in waiting:
+                missing = self._missing(branch)
+                if batch and rows + missing > self.body.n_batch:
+                    break
+                batch.append(branch)
+                rows += missing
+            if not self._pass(batch, rows):
+                parent = batch[0].parent
+                if len(batch) == 1 and parent is not None and parent.sequence is not None:
+                    self._give_up(parent)  # alone, and from the prompt on, it may still fit
+                    continue
+                if len(batch) == 1:
+                    raise ArtsError(
+                        f"verifier {self.name!r}: its KV cache of {self.body.kv.n_cells} cells cannot hold a trace of "
+                        f"{len(batch[0].tokens)} tokens"
+                    )
+                self._compute(batch[: len(batch) // 2])
+                waiting = waiting[len(batch) // 2 :]
+                continue
+            waiting = waiting[len(batch) :]
+
+    def _missing(self, branch: Branch) -> int:
+        parent = branch.parent
+        have = len(parent.sequence) if parent is not None and parent.sequence is not None else 0
+        return len(branch.tokens) - have
+
+    def _pass(self, batch: Sequence[Branch], rows: int) -> bool:
+        """One forward pass; whether there was room for it."""
+        keep = {id(b.parent) for b in batch}
+        if not self._make_room(rows, keep):
+            return False
+        items: list[tuple[KvSequence, int]] = []
+        ends: list[tuple[Branch, int]] = []
+        for branch in batch:
+            parent = branch.parent
+            if parent is not None and len(branch.tokens) == len(parent.tokens):
+                branch.hidden = parent.hidden  # a step without text: the state has not moved
+            source = parent.sequence if parent is not None else None
+            branch.sequence = self.body.kv.new(source)
+            missing = branch.tokens[len(branch.sequence) :]
+            items += [(branch.sequence, token) for token in missing]
+            if branch.hidden is None:
+                ends.append((branch, len(items) - 1))
+            self._hold(branch)
+        if items:
+            try:
+                hidden = self.body.states(items, [end for _, end in ends])
+            except CacheFullError:
+                for branch in batch:
+                    self._give_up(branch)
+                    branch.hidden = None
+                return False
+            self.computed_tokens += len(items)
+            for (branch, _), row in zip(ends, hidden, strict=True):
+                branch.hidden = row
+        return True
+
+    def _make_room(self, cells: int, keep: set[int]) -> bool:
+        """Give up the branches that were used longest ago, but those of `keep`; whether there are `cells` now."""
+        idle = sorted((b for b in self._held.values() if id(b) not in keep), key=lambda b: b.used)
+        for branch in idle:
+            if self.body.kv.free >= cells and self.body.kv.has_free_id:
+                break
+            self._give_up(branch)
+        return self.body.kv.free >= cells
+
+    def _hold(self, branch: Branch) -> None:
+        self._clock += 1
+        branch.used = self._clock
+        if branch.parent is not None:
+            branch.parent.used = self._clock
+        self._held[id(branch)] = branch
+
+    def _give_up(self, branch: Branch) -> None:
+        if branch.sequence is not None:
+            self.body.kv.drop(branch.sequence)
+            branch.sequence = None
+        self._held.pop(id(branch), None)
+
+    # Recorded trees.
+    def score_recorded(self, tree: ReasoningTree) -> npt.NDArray[np.float64]:
+        """The scores of all states of a recorded tree, [n_nodes], depth by depth, as the search would ask for them."""
+        scores = np.zeros(len(tree.nodes))
+        handles: dict[int, Branch] = {}
+        level = [node for node in tree.nodes if node.parent is None]
+        while level:
+            for node in level:
+                handles[node.id] = self.open(tree.prompt) if node.parent is None else self.fork(handles[node.parent])
+            views = [
+                StateView(tree.prompt, "", (), node.text, (), 0.0, None, node.terminal, handles[node.id])
+                for node in level
+            ]
+            for node, score in zip(level, self.score(views).tolist(), strict=True):
+                scores[node.id] = score
+            for node in level:
+                if node.parent is not None and node.id == tree.nodes[node.parent].children[-1]:
+                    self.drop(handles.pop(node.parent))
+                if not node.children:
+                    self.drop(handles.pop(node.id))
+            level = [tree.nodes[child] for node in level for child in node.children]
+        return scores
+
+
+def _branch(handle: object) -> Branch:
+    if not isinstance(handle, Branch):
+        raise ArtsError(f"a verifier was given a handle that is not its own: {handle!r}")
+    return handle

@@ -1,0 +1,84 @@
+"""A LoRA verifier on llama.cpp: a second model with an exported adapter (`arts export`), reading on a CPU."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from arts_llama_cpp.bindings import last_errors
+from arts_llama_cpp.context import LlamaContext
+from arts_llama_cpp.model import LlamaModel
+from arts_plugin import gguf_file
+from arts_plugin.backbone_verifier import N_CTX, BackboneVerifier, Item
+from arts_plugin.backend import FloatArray
+from arts_plugin.checkpoint import GGUF_ADAPTER, Card
+from arts_plugin.engine.kv import CacheFullError
+from arts_plugin.engine.runtime import Row
+from arts_plugin.errors import ModelError
+from arts_plugin.locate import locate
+from arts_plugin.settings import Settings
+from arts_plugin.value_head import ValueHead
+
+
+class LlamaBody:
+    """See `arts_plugin.backbone_verifier.Body`."""
+
+    def __init__(self, context: LlamaContext) -> None:
+        self.context, self.kv, self.n_batch = context, context.kv, context.n_batch
+
+    def tokenize(self, text: str) -> Sequence[int]:
+        """A step's tokens."""
+        return self.context.model.tokenize(text)
+
+    def tokenize_prompt(self, text: str) -> Sequence[int]:
+        """A prompt's tokens, with BOS if the model wants one."""
+        return self.context.model.encode(text).token_ids
+
+    def states(self, items: Sequence[Item], at: Sequence[int]) -> FloatArray:
+        """All items but those `at` in one batch without outputs, then those: with hidden states on, every token of a
+        batch would cost a vocabulary projection."""
+        if len(items) > self.kv.free:
+            raise CacheFullError(f"{len(items)} cells wanted, {self.kv.free} free")
+        wanted = set(at)
+        self.context.prefill_all([item for i, item in enumerate(items) if i not in wanted])
+        rows = [Row(*items[i]) for i in at]
+        found: list[FloatArray] = []
+        for start in range(0, len(rows), self.n_batch):
+            hidden = self.context.rows(rows[start : start + self.n_batch], features=True).hidden
+            assert hidden is not None
+            found.append(hidden.copy())
+        return np.concatenate(found) if found else np.empty((0, self.context.model.n_embd), dtype=np.float32)
+
+
+def load(folder: Path, card: Card, head: ValueHead, *, n_ctx: int = N_CTX, **options: Any) -> BackboneVerifier:
+    """Load the GGUF model that the card names, with the adapter beside the card.
+
+    Raises:
+        ModelError: the model or the adapter cannot be loaded, or they do not belong together.
+    """
+    assert card.backbone is not None
+    settings = Settings.of({"model": card.backbone.source, "n_ctx": n_ctx, **options})
+    path = locate(settings.model)
+    try:
+        model = LlamaModel(path, settings)
+    except ModelError as error:
+        raise ModelError(f"verifier {card.name!r} needs its model {card.backbone.source}: {error}") from error
+    if (found := gguf_file.tensor_digest(path)) != card.backbone.digest:
+        raise ModelError(
+            f"verifier {card.name!r} was exported for {card.backbone.name} ({card.backbone.digest[:23]}...), and {path} "
+            f"holds other weights ({found[:23]}...)"
+        )
+    lib = model.lib
+    last_errors()
+    adapter = lib.llama_adapter_lora_init(model.handle, str(folder / GGUF_ADAPTER).encode())
+    if not adapter:
+        raise ModelError(f"llama.cpp cannot load {folder / GGUF_ADAPTER}: {last_errors() or 'no reason given'}")
+    context = LlamaContext(model, settings, features=True)
+    adapters = (lib.llama_adapter_lora_p_ctypes * 1)(adapter)
+    if lib.llama_set_adapters_lora(context.handle, adapters, 1, (ctypes.c_float * 1)(1.0)):
+        raise ModelError(f"llama.cpp does not apply {folder / GGUF_ADAPTER}: {last_errors() or 'no reason given'}")
+    return BackboneVerifier(LlamaBody(context), head, card)
