@@ -145,12 +145,14 @@ class EngineStats:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a backend knows of its model. `n_ctx` is the longest prompt plus trajectory, in tokens; `eos` a token id."""
+    """What a backend knows of its model. `n_ctx` is the longest prompt plus trajectory, in tokens; `bos` and
+    `eos` are token ids, -1 where there is none."""
 
     name: str
     n_ctx: int
     n_vocab: int
     n_embd: int
+    bos: int = -1
     eos: int = -1
     n_params: int = 0
     chat_template: str | None = None

@@ -122,7 +122,8 @@ class ArtsLM(TemplateLM):
     def prefix_token_id(self) -> int:
         """What stands before a text without context: BOS, or else the end-of-text token."""
         tokens = self.backend_engine.encode("").token_ids
-        return tokens[0] if tokens else self.backend_engine.info.eos
+        info = self.backend_engine.info
+        return tokens[0] if tokens else info.bos if info.bos >= 0 else info.eos
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Tokens of a text; a rendered chat keeps its special tokens, anything else has none."""

@@ -47,7 +47,9 @@ class HfBackend(BranchEngine):
     def _begin(self, loaded: Loaded, settings: Settings, features: bool) -> None:
         self.source, self.network = loaded.source, loaded.model
         name = self.source.stem if self.source.suffix == ".gguf" else self.source.name
-        self.model = HfVocabulary(loaded.tokenizer, self.network.config, self.network.generation_config, name)
+        self.model = HfVocabulary(
+            loaded.tokenizer, self.network.config, getattr(self.network, "generation_config", None), name
+        )
         super().__init__(HfRuntime(self.network, self.model, settings, features), settings.slots)
 
     @cached_property
@@ -58,6 +60,7 @@ class HfBackend(BranchEngine):
             n_ctx=self.n_ctx,
             n_vocab=self.model.n_vocab,
             n_embd=self.model.n_embd,
+            bos=-1 if self.model.bos is None else self.model.bos,
             eos=self.model.eos,
             n_params=sum(p.numel() for p in self.network.parameters()),
             chat_template=self.model.chat_template,

@@ -41,7 +41,7 @@ def load(settings: Settings) -> Loaded:
     source = _find(settings)
     device = _device(settings.device)
     dtype = _dtype(settings.dtype, device)
-    folder = _converted(source, dtype) if source.is_file() else source
+    folder = converted(source, dtype) if source.is_file() else source
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": settings.trust_remote_code, "use_safetensors": True}
     if device == "auto":
         options["device_map"] = "auto"
@@ -147,7 +147,7 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "arts-plugin" / "converted"
 
 
-def _converted(file: Path, dtype: torch.dtype) -> Path:
+def converted(file: Path, dtype: torch.dtype) -> Path:
     """The GGUF as a folder of safetensors, dequantised once for each dtype."""
     whole = hashlib.sha256()
     with file.open("rb") as opened:

@@ -12,9 +12,20 @@ from arts_plugin import chat
 from arts_plugin.backend import Message, Prompt
 from arts_plugin.errors import ModelError
 
-_END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "</s>")
-"""Special tokens that end a turn, whatever a generation config forgot to say (llama.cpp knows them by text too)."""
-_SPACE = "▁"
+_ENDS = (
+    *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "</s>"),
+    *(
+        "<|fim_pad|>",
+        "<|repo_name|>",
+        "<|file_sep|>",
+        "<reponame>",
+        "<end_of_utterance>",
+        "<\uff5cend\u2581of\u2581sentence\uff5c>",
+    ),
+)
+"""Tokens that end a generation, whatever a generation config forgot to say. llama.cpp knows them by text too, so that
+the same model ends in the same places under both backends."""
+_SPACE = "\u2581"
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -54,7 +65,8 @@ class HfVocabulary:
             self.tokenizer.eos_token_id,
         ):
             ends |= set(value) if isinstance(value, (list, tuple)) else {value}
-        ends |= {i for i, token in self._added.items() if token.special and token.content in _END_OF_TURN}
+        vocabulary = self.tokenizer.get_vocab()
+        ends |= {vocabulary.get(text) for text in _ENDS}
         return frozenset(end for end in ends if isinstance(end, int))
 
     @cached_property

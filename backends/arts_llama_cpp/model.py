@@ -89,6 +89,7 @@ class LlamaModel:
             n_ctx=n_ctx,
             n_vocab=self.n_vocab,
             n_embd=self.n_embd,
+            bos=self.bos,
             eos=self.lib.llama_vocab_eos(self.vocab),
             n_params=self.lib.llama_model_n_params(self.handle),
             chat_template=self.chat_template,

@@ -34,7 +34,7 @@ class Bare:
         self.model = lib.llama_model_load_from_file(smollm2().encode(), lib.llama_model_default_params())
         self.vocab = lib.llama_model_get_vocab(self.model)
         self.n_vocab = lib.llama_vocab_n_tokens(self.vocab)
-        self.eos = lib.llama_vocab_eos(self.vocab)
+        self.bos = lib.llama_vocab_bos(self.vocab)
 
     def tokens(self, text: str, special: bool = False) -> list[int]:
         data = text.encode()
@@ -111,7 +111,7 @@ def test_loglikelihood(lm: ArtsLM, bare: Bare) -> None:
     for (context, continuation), (score, greedy) in zip(PAIRS, found, strict=True):
         kept = context.rstrip()
         whole = bare.tokens(context + continuation)
-        first = bare.tokens(kept) or [bare.eos]  # SmolLM2 adds no BOS, so end-of-text stands before a bare text
+        first = bare.tokens(kept) or [bare.bos]  # as lm-eval's own models do it, whether or not a tokeniser adds it
         rest = whole[len(bare.tokens(kept)) :]
         expected, expected_greedy = bare.score(first, rest)
         assert close(score, expected, len(rest)), (context, continuation)
@@ -133,8 +133,8 @@ def test_rolling(lm: ArtsLM, bare: Bare, words: int) -> None:
     text = " ".join(PASSAGE.split()[:words])
     tokens = bare.tokens(text)
     assert words < 400 or len(tokens) > N_CTX
-    # Every token once: the first window after end-of-text, the last with as much context as there is room for.
-    windows = [([bare.eos], tokens[:N_CTX])]
+    # Every token once: the first window after BOS, the last with as much context as there is room for.
+    windows = [([bare.bos], tokens[:N_CTX])]
     for start in range(N_CTX, len(tokens), N_CTX):
         end = min(start + N_CTX, len(tokens))
         windows.append((tokens[end - N_CTX - 1 : start], tokens[start:end]))
