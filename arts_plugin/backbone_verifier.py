@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,13 +15,15 @@ from arts_plugin.checkpoint import Card
 from arts_plugin.engine.kv import CacheFullError, KvCache, KvSequence
 from arts_plugin.errors import ArtsError
 from arts_plugin.tree import ReasoningTree
-from arts_plugin.value_head import ValueHead
+from arts_plugin.value_head import Link, ValueHead
 from arts_plugin.verifier import StateView
 
 N_CTX = 32768
 """KV cells of a verifier, unless it is given fewer: it holds the tokens of all open states of a round of questions."""
 
 Item = tuple[KvSequence, int]
+PathAggregate = Literal["terminal", "last", "min", "product", "mean"]
+"""A path's score from its steps' outputs; `terminal` and `last` are the same."""
 
 
 class Body(Protocol):
@@ -62,24 +64,60 @@ class Branch:
     tokens: list[int] = field(default_factory=list)
     sequence: KvSequence | None = None
     hidden: FloatArray | None = None
-    least: float = np.inf
+    path: PathScore | None = None
     used: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class PathScore:
+    """What a path's score is made of: its last output, the least, the sum and the log of the sum of exp over its steps."""
+
+    last: float
+    least: float = np.inf
+    total: float = 0.0
+    log_total: float = -np.inf
+    steps: int = 0
+
+    @classmethod
+    def root(cls, output: float) -> PathScore:
+        """State 0, which is no step."""
+        return cls(output)
+
+    def then(self, output: float) -> PathScore:
+        """One step further."""
+        log_total = float(np.logaddexp(self.log_total, output))
+        return PathScore(output, min(self.least, output), self.total + output, log_total, self.steps + 1)
+
+    def value(self, aggregate: PathAggregate) -> float:
+        """The score of the path. Outputs are logarithms: `product` adds them, `mean` takes the mean of their exp."""
+        if self.steps == 0 or aggregate in {"terminal", "last"}:
+            return self.last
+        if aggregate == "min":
+            return self.least
+        return self.total if aggregate == "product" else self.log_total - float(np.log(self.steps))
+
+
+def linked(outputs: npt.NDArray[np.float64], link: Link) -> npt.NDArray[np.float64]:
+    """A head's outputs through a card's link."""
+    return outputs if link == "identity" else -np.logaddexp(0.0, -outputs)
+
+
 class BackboneVerifier:
-    """Scores states by a language model of its own with a value head; see `arts_plugin.verifier.Verifier`.
+    """Scores states by a language model of its own; see `arts_plugin.verifier.Verifier`. A subclass says what is read
+    of a state and what is made of it.
 
     Args:
-        body: the model, adapters applied.
-        head: reads its hidden state at the last token of a state.
-        card: name, aggregate and link.
+        body: the model.
+        name: under which scores are kept in a tree.
+        aggregate: how a path's score comes from its steps.
     """
 
     needs = frozenset({"text"})
 
-    def __init__(self, body: Body, head: ValueHead, card: Card) -> None:
-        self.body, self.head, self.card = body, head, card
-        self.name, self.is_flow = card.name, card.is_flow
+    is_flow: bool
+
+    def __init__(self, body: Body, name: str, aggregate: PathAggregate) -> None:
+        self.body, self.name, self.aggregate = body, name, aggregate
         self._held: dict[int, Branch] = {}
         self._clock = 0
         self.computed_tokens = 0
@@ -106,21 +144,28 @@ class BackboneVerifier:
         for branch, state in fresh:
             parent = branch.parent
             # A state's own prompt is read once; every other one by its last step.
-            step = self.body.tokenize_prompt(state.prompt) if parent is None else self.body.tokenize(state.step_text)
+            step = self.read_prompt(state) if parent is None else self.read_step(state, parent.parent is None)
             branch.tokens = [*(parent.tokens if parent else ()), *step]
         self._compute([branch for branch, _ in fresh])
         rows = np.stack([branch.hidden for branch in branches if branch.hidden is not None])
-        outputs = self.linked(self.head(rows))
-        if self.card.aggregate == "terminal":
-            return outputs
-        for branch, output in zip(branches, outputs.tolist(), strict=True):
-            if branch.parent is not None:
-                branch.least = min(branch.parent.least, output)
-        return np.array([b.least if b.parent else o for b, o in zip(branches, outputs.tolist(), strict=True)])
+        for branch, output in zip(branches, self.outputs(rows).tolist(), strict=True):
+            if branch.path is None:
+                above = branch.parent.path if branch.parent is not None else None
+                branch.path = PathScore.root(output) if above is None else above.then(output)
+        return np.array([branch.path.value(self.aggregate) for branch in branches if branch.path is not None])
 
-    def linked(self, outputs: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """The card's link, applied to outputs of the head."""
-        return outputs if self.card.link == "identity" else -np.logaddexp(0.0, -outputs)
+    # What a verifier reads, and what it makes of it.
+    def read_prompt(self, state: StateView) -> Sequence[int]:
+        """Tokens of a question."""
+        return self.body.tokenize_prompt(state.prompt)
+
+    def read_step(self, state: StateView, first: bool) -> Sequence[int]:
+        """Tokens of a state's last step, at the last of which it is judged; none leaves the state where it was."""
+        return self.body.tokenize(state.step_text)
+
+    def outputs(self, rows: FloatArray) -> npt.NDArray[np.float64]:
+        """The judgement of states by what the body said of them [n, width]: [n]."""
+        raise NotImplementedError
 
     def _compute(self, branches: Sequence[Branch]) -> None:
         """Hidden states at the ends of some branches, in as few forward passes as the cache allows."""
@@ -216,8 +261,9 @@ class BackboneVerifier:
         while level:
             for node in level:
                 handles[node.id] = self.open(tree.prompt) if node.parent is None else self.fork(handles[node.parent])
+            asked = str(tree.meta.get("question") or tree.prompt)
             views = [
-                StateView(tree.prompt, "", (), node.text, (), 0.0, None, node.terminal, handles[node.id])
+                StateView(tree.prompt, "", (), node.text, (), 0.0, None, node.terminal, handles[node.id], asked)
                 for node in level
             ]
             for node, score in zip(level, self.score(views).tolist(), strict=True):
@@ -229,6 +275,24 @@ class BackboneVerifier:
                     self.drop(handles.pop(node.id))
             level = [tree.nodes[child] for node in level for child in node.children]
         return scores
+
+
+class ValueBackboneVerifier(BackboneVerifier):
+    """A value head on a language model of the verifier's own: the paper's (arXiv 2602.12846).
+
+    Args:
+        body: the model, adapters applied.
+        head: reads its hidden state at the last token of a state.
+        card: name, aggregate and link.
+    """
+
+    def __init__(self, body: Body, head: ValueHead, card: Card) -> None:
+        super().__init__(body, card.name, card.aggregate)
+        self.head, self.card, self.is_flow = head, card, card.is_flow
+
+    def outputs(self, rows: FloatArray) -> npt.NDArray[np.float64]:
+        """The head's output through its link."""
+        return linked(self.head(rows), self.card.link)
 
 
 def _branch(handle: object) -> Branch:

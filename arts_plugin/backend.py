@@ -54,10 +54,12 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A tokenised prompt. `text` is what a person would read; `token_ids` is what the model gets."""
+    """A tokenised prompt. `text` is what a person would read; `token_ids` is what the model gets; `user` is what the
+    user said last in it, without the template's marks (empty: the whole text)."""
 
     text: str
     token_ids: tuple[int, ...]
+    user: str = ""
 
 
 class State(Protocol):

@@ -37,6 +37,11 @@ def render(template: str, messages: Sequence[dict[str, str]], **variables: Any) 
     return _compile(template).render(messages=list(messages), **variables)
 
 
+def last_user(messages: Sequence[Message]) -> str:
+    """What the user said last."""
+    return next((m["content"] for m in reversed(messages) if m.get("role") == "user"), "")
+
+
 def special_pattern(texts: Iterable[str]) -> re.Pattern[str]:
     """What in a message's text would be taken for one of these special tokens.
 

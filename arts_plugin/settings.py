@@ -18,6 +18,7 @@ from arts_plugin.steps import Delimiter
 
 Chat = Literal["auto", "template", "plain"]
 Draw = Literal["multinomial", "systematic"]
+VerifierAggregate = Literal["min", "last", "product", "mean"]
 
 
 def _setting(default: Any, doc: str, *, low: float | None = None, above: float | None = None) -> Any:
@@ -54,6 +55,12 @@ class Settings:
         "auto",
         "What scores states: a trained verifier (its folder, built-in name, or `owner/name` on a hub), a registered "
         "scorer, `none`, or `auto` (the shipped verifier that was trained on this model, if there is one).",
+    )
+    verifier_model: str | None = _setting(
+        None, "Model of a scorer that has one of its own, in place of the one that it names: folder, GGUF file, hub id."
+    )
+    verifier_aggregate: VerifierAggregate | None = _setting(
+        None, "Published process reward models: a trace's score is the min, last, product or mean of its steps'."
     )
     budget_trajectories: int | None = _setting(8, "Finished trajectories per question, at most.", low=1)
     budget_tokens: int | None = _setting(None, "Generated and refilled proposer tokens per question, at most.", low=1)
@@ -154,6 +161,7 @@ _RUNTIME = frozenset(
         "device",
         "revision",
         "trust_remote_code",
+        "verifier_model",
     }
 )
 _FIELDS = {f.name: f for f in fields(Settings)}

@@ -27,6 +27,7 @@ class StateView:
         feature: the proposer's post-norm hidden state at the last kept token, float32 [n_embd]; None unless needed.
         terminal: whether the trace ended here.
         handle: what the verifier's own `open` or `fork` returned for this state.
+        question: what the user asked, without a chat template's marks.
     """
 
     prompt: str
@@ -38,6 +39,7 @@ class StateView:
     feature: FloatArray | None
     terminal: bool
     handle: object = None
+    question: str = ""
 
 
 @runtime_checkable

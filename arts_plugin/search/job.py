@@ -174,6 +174,7 @@ class Search:
             feature=result.feature,
             terminal=result.terminal,
             handle=flight.handle,
+            question=self.job.prompt.user or self.tree.prompt,
         )
 
     def root_unscored(self) -> bool:
@@ -183,7 +184,8 @@ class Search:
     def root_view(self) -> StateView:
         """State 0: the prompt, and the hidden state at its last token."""
         feature = self._root.feature if self._root else None
-        return StateView(self.tree.prompt, "", (), "", (), 0.0, feature, False, self._handles.get(0))
+        question = self.job.prompt.user or self.tree.prompt
+        return StateView(self.tree.prompt, "", (), "", (), 0.0, feature, False, self._handles.get(0), question)
 
     def score_root(self, score: float) -> None:
         """Note the flow through the prompt."""

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,11 @@ class Loaded:
     source: Path
 
 
-def load(settings: Settings) -> Loaded:
+def load(settings: Settings, *, with_head: bool = True) -> Loaded:
     """The model of these settings, ready to run.
+
+    Args:
+        with_head: whether its language-model head is wanted.
 
     Raises:
         ModelError: it cannot be found or loaded, or has no language-model head.
@@ -47,7 +51,8 @@ def load(settings: Settings) -> Loaded:
         options["device_map"] = "auto"
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=settings.trust_remote_code)
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, **options)
+        kind = transformers.AutoModelForCausalLM if with_head else transformers.AutoModel
+        model = kind.from_pretrained(folder, **options)
         if device != "auto":
             model = model.to(device)
     except torch.OutOfMemoryError as error:
@@ -85,6 +90,17 @@ def digest_of(model: Any) -> str:
         made.update(name.encode())
         made.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return f"sha256:{made.hexdigest()}"
+
+
+def tensors(source: Path, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Those of the named tensors that a model folder's safetensors hold."""
+    from safetensors import safe_open
+
+    found = {}
+    for file in sorted(source.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as opened:
+            found.update({name: opened.get_tensor(name) for name in set(names) & set(opened.keys())})
+    return found
 
 
 def _find(settings: Settings) -> Path:

@@ -1,175 +1,57 @@
-"""A transformers model under the engine: flat forward passes over the KV pool."""
+"""A transformers model under the engine."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
-from arts_hf import attention
-from arts_hf.attention import Plan, Segment
+from arts_hf.decoder import PoolDecoder
 from arts_hf.head import TopTokens, VocabularyHead
-from arts_hf.pool import KvPool, NoMemory
 from arts_hf.vocabulary import HfVocabulary
-from arts_plugin.engine.kv import CacheFullError, KvCache, KvSequence
+from arts_plugin.engine.kv import KvSequence
 from arts_plugin.engine.runtime import Row
 from arts_plugin.errors import ModelError
 from arts_plugin.settings import Settings
 
-_SEQUENCES = 1 << 14
 _NARROW, _WIDE = 64, 1024
-_DEVIATION = {True: 1e-3, False: 0.15}
-"""Relative distance of hidden states that rounding explains, in float32 and in the shorter types."""
-
-Item = tuple[KvSequence, int]
 
 
-class HfRuntime:
+class HfRuntime(PoolDecoder):
     """See `arts_plugin.engine.runtime.Runtime`.
 
     Raises:
-        ModelError: the model's attention cannot be put over the pool, or gives other hidden states there.
+        ModelError: see `PoolDecoder`; or the model has no language-model head.
     """
 
     feature_rows = 256
     score_rows = 256
 
     def __init__(self, model: Any, vocabulary: HfVocabulary, settings: Settings, features: bool) -> None:
-        self.network, self.model, self.features = model, vocabulary, features
-        self.n_batch = max(settings.n_ubatch, 2 * settings.slots)
-        self.decoder = model.get_decoder()
-        self.device: torch.device = model.get_input_embeddings().weight.device
+        self.model, self.features = vocabulary, features
         self.head = VocabularyHead(_output_embeddings(model, vocabulary.name), _finish(model.config.get_text_config()))
         narrow = 0 < settings.top_k < _NARROW or settings.temperature == 0
         self.k = min(_NARROW if narrow else _WIDE, vocabulary.n_vocab)
-        self.pool = KvPool()
-        self.kv = KvCache(NoMemory(), settings.n_ctx, _SEQUENCES)
-        self._check()
+        super().__init__(model, vocabulary.name, settings.n_ctx, max(settings.n_ubatch, 2 * settings.slots))
 
     # What the engine asks for.
     def prefill(self, sequence: KvSequence, tokens: Sequence[int]) -> None:
         """Compute `tokens` at the end of `sequence`, outputs discarded."""
         for start in range(0, len(tokens), self.n_batch):
-            self._forward([(sequence, token) for token in tokens[start : start + self.n_batch]])
+            self.hidden([(sequence, token) for token in tokens[start : start + self.n_batch]])
 
     def rows(self, rows: Sequence[Row], features: bool) -> TopTokens:
         """Compute one token for each row, together."""
-        hidden = self._forward([(row.sequence, row.token) for row in rows])
+        hidden = self.hidden([(row.sequence, row.token) for row in rows])
         with torch.inference_mode():
             return TopTokens.of(self.head, hidden, self.k, features, self.model.n_vocab)
 
     def score(self, rows: Sequence[Row], wanted: Sequence[Sequence[int]]) -> list[list[tuple[float, bool]]]:
         """Log-probabilities of wanted tokens after each row."""
-        hidden = self._forward([(row.sequence, row.token) for row in rows])
+        hidden = self.hidden([(row.sequence, row.token) for row in rows])
         with torch.inference_mode():
             return self.head.score(hidden, wanted)
-
-    def hidden(self, items: Sequence[Item]) -> torch.Tensor:
-        """Compute tokens at the ends of sequences, several of one in order: hidden states [n, n_embd].
-
-        Raises:
-            CacheFullError: not enough cells; nothing was computed.
-        """
-        return self._forward(items)
-
-    # Forward passes.
-    def _forward(self, items: Sequence[Item]) -> torch.Tensor:
-        """Book and compute tokens at the ends of their sequences: hidden states [n, n_embd].
-
-        What does not fit into the device's memory is computed in halves.
-        """
-        if len(items) > self.kv.free:
-            raise CacheFullError(f"{len(items)} cells wanted, {self.kv.free} free")
-        for sequence, token in items:
-            self.kv.append(sequence, (token,))
-        try:
-            return self._compute(items)
-        except torch.OutOfMemoryError as error:
-            for sequence in {id(item[0]): item[0] for item in items}.values():
-                self.kv.take_back(sequence, sum(1 for item in items if item[0] is sequence))
-            if len(items) == 1:
-                raise ModelError(f"{self.device} has no memory left for a single token: {error}") from error
-        torch.cuda.empty_cache()
-        half = len(items) // 2
-        return torch.cat([self._forward(items[:half]), self._forward(items[half:])])
-
-    def _compute(self, items: Sequence[Item]) -> torch.Tensor:
-        plan, tokens, positions = self._plan(items)
-        with torch.inference_mode(), attention.using(plan):
-            out = self.decoder(input_ids=tokens[None], position_ids=positions[None], use_cache=False)
-        return out.last_hidden_state[0]  # type: ignore[no-any-return]
-
-    def _plan(self, items: Sequence[Item]) -> tuple[Plan, torch.Tensor, torch.Tensor]:
-        n = len(items)
-        fresh = np.empty((3, n), dtype=np.int64)  # token, position, cell
-        singles: list[KvSequence] = []
-        places: list[int] = []
-        segments: list[Segment] = []
-        start = 0
-        while start < n:
-            sequence, end = items[start][0], start + 1
-            while end < n and items[end][0] is sequence:
-                end += 1
-            length = len(sequence)
-            fresh[0, start:end] = [token for _, token in items[start:end]]
-            fresh[1, start:end] = range(length - (end - start), length)
-            fresh[2, start:end] = sequence.cells[length - (end - start) :]
-            if end - start == 1:
-                singles.append(sequence)
-                places.append(start)
-            else:
-                segments.append(Segment(start, end, self._upload(np.array(sequence.cells, dtype=np.int64))))
-            start = end
-        self.pool.reserve(int(fresh[2].max()) + 1)
-        tokens, positions, cells = self._upload(fresh)
-        rows = self._upload(np.array(places)) if segments and singles else None
-        plan = Plan(self.pool, self.device, cells, rows, singles, segments)
-        return plan, tokens, positions
-
-    def _upload(self, values: Any) -> torch.Tensor:
-        return torch.from_numpy(values).to(self.device, non_blocking=True)
-
-    # Whether this model can be run like this at all.
-    def _check(self) -> None:
-        """Compare forked decoding over the pool with the model's own forward pass on a few tokens.
-
-        Many architectures differ in their attention; those that cannot be put over the pool give wrong numbers and no
-        error, so every model is tried once when it is loaded.
-        """
-        name = self.model.name
-        tokens = [(7919 * i + 13) % min(self.model.n_vocab, 5000) for i in range(1, 13)]
-        with torch.inference_mode():
-            want = self.decoder(input_ids=torch.tensor([tokens], device=self.device), use_cache=False)
-        try:
-            self.network.set_attn_implementation(attention.NAME)
-            base = self.kv.new()
-            self.prefill(base, tokens[:6])
-            twin = self.kv.new(base)
-            self._forward([(base, tokens[0]), (twin, tokens[6])])
-            got = self._forward([(twin, token) for token in tokens[7:]])[-1]
-        except ModelError:
-            raise
-        except Exception as error:
-            raise ModelError(
-                f"{name} ({type(self.network).__name__}) cannot be decoded as a tree: {type(error).__name__}: {error}"
-            ) from error
-        self.kv.drop(base)
-        self.kv.drop(twin)
-        expected = want.last_hidden_state[0, -1].float()
-        self.deviation = float((expected - got.float()).norm() / expected.norm())
-        n_layers = self.network.config.get_text_config().num_hidden_layers
-        if self.pool.n_layers != n_layers:
-            problem = f"only {self.pool.n_layers} of its {n_layers} layers are attention that can be shared by branches"
-        elif not self.deviation < _DEVIATION[self.network.dtype == torch.float32]:
-            problem = f"its hidden states then differ by {self.deviation:.1%} from those of its own forward pass"
-        else:
-            return
-        raise ModelError(
-            f"{name} ({type(self.network).__name__}) cannot be decoded as a tree: {problem}; use a decoder-only model "
-            "with plain causal or sliding-window attention in every layer"
-        )
 
 
 def _output_embeddings(model: Any, name: str) -> Any:

@@ -13,7 +13,7 @@ import torch
 from arts_hf import attention, backbone, loading
 from arts_hf.runtime import HfRuntime
 from arts_hf.vocabulary import HfVocabulary
-from arts_plugin.backbone_verifier import N_CTX, BackboneVerifier, Item
+from arts_plugin.backbone_verifier import N_CTX, Item, ValueBackboneVerifier
 from arts_plugin.backend import FloatArray
 from arts_plugin.checkpoint import Card
 from arts_plugin.errors import ModelError
@@ -44,7 +44,7 @@ class HfBody:
         return np.asarray(hidden[index].float().cpu().numpy())
 
 
-class HfVerifier(BackboneVerifier):
+class HfVerifier(ValueBackboneVerifier):
     """A LoRA verifier that scores recorded trees in one packed pass each."""
 
     body: HfBody
@@ -61,7 +61,7 @@ class HfVerifier(BackboneVerifier):
             runtime.network.set_attn_implementation(attention.NAME)
         self.computed_tokens += len(packed.tokens)
         rows = hidden[torch.from_numpy(packed.ends).to(hidden.device)].float().cpu().numpy()
-        outputs = self.linked(self.head(rows))
+        outputs = self.outputs(rows)
         if self.card.aggregate == "terminal":
             return outputs
         return path_least(outputs, [node.parent for node in tree.nodes])

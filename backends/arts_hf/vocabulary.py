@@ -122,7 +122,7 @@ class HfVocabulary:
         )
         if self.bos is not None and self.adds_bos and tokens[:1] != [self.bos]:
             tokens.insert(0, self.bos)  # a template that carries its own BOS must not get a second one
-        return Prompt(text, tuple(tokens))
+        return Prompt(text, tuple(tokens), chat.last_user(messages))
 
     @cached_property
     def _special(self) -> re.Pattern[str]:

@@ -154,7 +154,7 @@ class LlamaModel:
         )
         if self.adds_bos and tokens[:1] != [self.bos]:
             tokens.insert(0, self.bos)  # a template that carries its own BOS must not get a second one
-        return Prompt(text, tuple(tokens))
+        return Prompt(text, tuple(tokens), chat.last_user(messages))
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """The chat as text, in the model's own Jinja template, run in a sandbox: it came with the model's file."""

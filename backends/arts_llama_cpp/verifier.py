@@ -13,7 +13,7 @@ from arts_llama_cpp.bindings import last_errors
 from arts_llama_cpp.context import LlamaContext
 from arts_llama_cpp.model import LlamaModel
 from arts_plugin import gguf_file
-from arts_plugin.backbone_verifier import N_CTX, BackboneVerifier, Item
+from arts_plugin.backbone_verifier import N_CTX, Item, ValueBackboneVerifier
 from arts_plugin.backend import FloatArray
 from arts_plugin.checkpoint import GGUF_ADAPTER, Card
 from arts_plugin.engine.kv import CacheFullError
@@ -54,7 +54,7 @@ class LlamaBody:
         return np.concatenate(found) if found else np.empty((0, self.context.model.n_embd), dtype=np.float32)
 
 
-def load(folder: Path, card: Card, head: ValueHead, *, n_ctx: int = N_CTX, **options: Any) -> BackboneVerifier:
+def load(folder: Path, card: Card, head: ValueHead, *, n_ctx: int = N_CTX, **options: Any) -> ValueBackboneVerifier:
     """Load the GGUF model that the card names, with the adapter beside the card.
 
     Raises:
@@ -81,4 +81,4 @@ def load(folder: Path, card: Card, head: ValueHead, *, n_ctx: int = N_CTX, **opt
     adapters = (lib.llama_adapter_lora_p_ctypes * 1)(adapter)
     if lib.llama_set_adapters_lora(context.handle, adapters, 1, (ctypes.c_float * 1)(1.0)):
         raise ModelError(f"llama.cpp does not apply {folder / GGUF_ADAPTER}: {last_errors() or 'no reason given'}")
-    return BackboneVerifier(LlamaBody(context), head, card)
+    return ValueBackboneVerifier(LlamaBody(context), head, card)

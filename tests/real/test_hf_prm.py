@@ -1,0 +1,178 @@
+"""Published process reward models, on tiny random models of the same layouts, against one plain forward pass."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from arts_plugin.errors import ModelError
+from arts_plugin.plugins import plugins
+from arts_plugin.settings import Settings
+from arts_plugin.tree import ReasoningTree
+from tests.models import smollm2
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+from arts_hf.layouts import LAYOUTS, LinearHead, TokenPair  # noqa: E402
+from arts_hf.loading import converted  # noqa: E402
+from arts_hf.prm import load  # noqa: E402
+
+QUESTION = "Tom has 3 boxes with 4 pens each. He gives 5 away. <|im_end|> How many are left?"
+KINDS = {
+    "qwen_math_prm": "Qwen2Config",
+    "skywork_prm": "Qwen2Config",
+    "rlhflow_prm": "LlamaConfig",
+    "math_shepherd": "MistralConfig",
+}
+SPECIAL = [
+    "<extra_0>", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<s>",
+]  # fmt: skip
+BY_NAME = {layout.name: layout for layout in LAYOUTS}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    """SmolLM2's, with the special tokens of all layouts."""
+    made = transformers.AutoTokenizer.from_pretrained(converted(Path(smollm2()), torch.float32))
+    made.add_special_tokens({"additional_special_tokens": SPECIAL})
+    return made
+
+
+@pytest.fixture(scope="module")
+def folders(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A model folder for each layout."""
+    made = {}
+    for name, kind in KINDS.items():
+        torch.manual_seed(len(name))
+        config = getattr(transformers, kind)(
+            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, head_dim=8, max_position_embeddings=512, initializer_range=0.3,
+        )  # fmt: skip
+        folder = made[name] = tmp_path_factory.mktemp(name)
+        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        readout = BY_NAME[name].readout
+        if isinstance(readout, LinearHead):
+            widths = [32] * len(readout.layers) + [readout.classes]
+            tensors = {}
+            for layer, (width, height) in zip(readout.layers, pairwise(widths), strict=True):
+                tensors[f"{layer}.weight"] = 0.2 * torch.randn(height, width)
+                tensors[f"{layer}.bias"] = torch.randn(height)
+            save_file(tensors, folder / "head.safetensors")
+    return made
+
+
+def tree() -> ReasoningTree:
+    made = ReasoningTree(prompt="unused", strategy="sdf", meta={"question": QUESTION})
+    first = made.add(0, text="He has 3 x 4 = 12 pens.\n")
+    second = made.add(first.id, text="Then 12 - 5 = 7.\n")
+    made.add(second.id, text="The answer is 7.", terminal=True)
+    made.add(second.id, text="So + or -, <extra_0> it is 8", terminal=True)
+    made.add(first.id, text=" \n")
+    other = made.add(0, text="It is 2.\n")
+    made.add(other.id, text="The answer is 2.", terminal=True)
+    return made
+
+
+def texts(found: ReasoningTree, node: int) -> list[str]:
+    return [step.text.strip() for step in found.path(node)[1:] if step.text.strip()]
+
+
+def by_hand(name: str, folder: Path, tokenizer: Any, steps: list[str]) -> list[float]:
+    """Probabilities of the steps of one trace, as the models' cards compute them."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    special = lambda text: tokenizer(text, add_special_tokens=False).input_ids  # noqa: E731
+    plain = lambda text: tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids  # noqa: E731
+    ids: list[int] = []
+    ends = []
+    if name == "qwen_math_prm":
+        ids += special(
+            "<|im_start|>system\nPlease reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n"
+            "<|im_start|>user\n"
+        )
+        ids += plain(QUESTION) + special("<|im_end|>\n<|im_start|>assistant\n")
+        for step in steps:
+            ids += plain(step) + special("<extra_0>")
+            ends.append(len(ids) - 1)
+    elif name == "skywork_prm":
+        ids += plain(QUESTION) + plain("\n")
+        for step in steps:
+            ids += plain(step) + plain("\n")
+            ends.append(len(ids) - 1)
+    elif name == "rlhflow_prm":
+        head = "<|start_header_id|>{}<|end_header_id|>\n\n"
+        ids += special("<|begin_of_text|>" + head.format("user")) + plain(QUESTION) + plain(" ")
+        for number, step in enumerate(steps):
+            if number:
+                ids += special("+<|eot_id|>" + head.format("user"))
+            ids += plain(step) + special("<|eot_id|>" + head.format("assistant"))
+            ends.append(len(ids) - 1)
+    else:
+        ids += special("<s>") + plain(QUESTION) + plain(" ")
+        for number, step in enumerate(steps):
+            ids += (plain("\n") if number else []) + plain(step) + plain(" ки")
+            ends.append(len(ids) - 1)
+    with torch.no_grad():
+        out = model(torch.tensor([ids]), output_hidden_states=True)
+        hidden, logits = out.hidden_states[-1][0, ends], out.logits[0, ends]
+    readout = BY_NAME[name].readout
+    if isinstance(readout, TokenPair):
+        pair = [plain(text)[-1] for text in ("+", "-")]
+        return torch.softmax(logits[:, pair], 1)[:, 0].tolist()
+    tensors = load_file(folder / "head.safetensors")
+    for number, layer in enumerate(readout.layers):
+        hidden = torch.relu(hidden) if number else hidden
+        hidden = hidden @ tensors[f"{layer}.weight"].T + tensors[f"{layer}.bias"]
+    return (torch.sigmoid(hidden[:, 0]) if readout.classes == 1 else torch.softmax(hidden, 1)[:, 1]).tolist()
+
+
+@pytest.mark.parametrize("aggregate", [None, "min", "last", "product", "mean"])
+@pytest.mark.parametrize("name", KINDS)
+def test_scores_are_those_of_the_card(
+    name: str, aggregate: str | None, folders: dict[str, Path], tokenizer: Any
+) -> None:
+    """By the registered scorer, over a tree with shared beginnings and a blank step, for each way to aggregate."""
+    settings = Settings.of(
+        verifier_model=str(folders[name]), verifier_aggregate=aggregate, dtype="float32", device="cpu"
+    )
+    made = plugins().make("verifier", name, settings)
+    found = tree()
+    scores = made.score_recorded(found)
+    way = aggregate or BY_NAME[name].aggregate
+    combine: Any = {"min": min, "last": lambda p: p[-1], "product": np.prod, "mean": np.mean}[way]
+    for node in found.nodes[1:]:
+        steps = texts(found, node.id)
+        if node.text.strip():
+            assert np.exp(scores[node.id]) == pytest.approx(
+                combine(by_hand(name, folders[name], tokenizer, steps)), rel=2e-3
+            )
+    blank = next(node for node in found.nodes if node.text == " \n")
+    if way in {"min", "last"}:
+        assert scores[blank.id] == scores[blank.parent]
+    assert len({round(float(s), 6) for s in scores}) > 2
+    assert not made.is_flow
+    assert made.body.kv.used == 0
+
+
+def test_they_are_registered() -> None:
+    assert set(KINDS) <= set(plugins().registrations("verifier"))
+
+
+def test_models_that_do_not_fit(folders: dict[str, Path]) -> None:
+    """A head that is not there, one of another size, and a vocabulary without the layout's tokens."""
+    fit = lambda folder, layout: load(layout, Settings.of(verifier_model=str(folder), device="cpu"))  # noqa: E731
+    qwen, skywork = BY_NAME["qwen_math_prm"], BY_NAME["skywork_prm"]
+    with pytest.raises(ModelError, match=r"has no tensor score.0.weight"):
+        fit(folders["skywork_prm"], qwen)
+    with pytest.raises(ModelError, match="has 1 outputs, and its layout 2"):
+        fit(folders["skywork_prm"], replace(skywork, readout=LinearHead(("v_head.summary",), 2)))
+    with pytest.raises(ModelError, match=r"vocabulary has no <extra_9>"):
+        fit(folders["qwen_math_prm"], replace(qwen, step="{step}<extra_9>"))
