@@ -58,7 +58,14 @@ class Body(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Branch:
-    """A state's side here. `tokens`: all of them from the prompt on; `sequence` may be given up and computed again."""
+    """A state's side here.
+
+    Attributes:
+        tokens: all of them from the prompt on.
+        sequence: their KV; it may be given up and computed again.
+        waiting: forks that have not been scored, and will want `sequence`.
+        dropped: whether there will be no more forks.
+    """
 
     parent: Branch | None
     tokens: list[int] = field(default_factory=list)
@@ -66,6 +73,8 @@ class Branch:
     hidden: FloatArray | None = None
     path: PathScore | None = None
     used: int = 0
+    waiting: int = 0
+    dropped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,30 +138,61 @@ class BackboneVerifier:
 
     def fork(self, handle: object) -> Branch:
         """A state one step further."""
-        return Branch(_branch(handle))
+        parent = _branch(handle)
+        parent.waiting += 1
+        return Branch(parent)
 
     def drop(self, handle: object) -> None:
-        """Give its KV back."""
-        self._give_up(_branch(handle))
+        """The state will not be forked again; its KV goes when its last fork has been scored.
+
+        A search drops a state as soon as its last proposal is under way, long before that has been scored.
+        """
+        branch = _branch(handle)
+        branch.dropped = True
+        if branch.hidden is None:
+            self._served(branch.parent)  # never scored, and never to be
+        self._release(branch)
+
+    def _served(self, parent: Branch | None) -> None:
+        if parent is not None:
+            parent.waiting -= 1
+            self._release(parent)
+
+    def _release(self, branch: Branch) -> None:
+        if branch.dropped and branch.waiting == 0:
+            self._give_up(branch)
 
     def score(self, states: Sequence[StateView]) -> npt.NDArray[np.float64]:
         """log F (or the reward) of each state, [n]; new tokens of all states are computed together."""
         if not states:
             return np.empty(0)
         branches = [_branch(state.handle) for state in states]
-        fresh = [(b, s) for b, s in zip(branches, states, strict=True) if b.hidden is None]
-        for branch, state in fresh:
-            parent = branch.parent
-            # A state's own prompt is read once; every other one by its last step.
-            step = self.read_prompt(state) if parent is None else self.read_step(state, parent.parent is None)
-            branch.tokens = [*(parent.tokens if parent else ()), *step]
-        self._compute([branch for branch, _ in fresh])
+        fresh = {id(b): (b, s) for b, s in zip(branches, states, strict=True) if b.hidden is None}
+        while fresh:
+            # A state and its children may come together; parents are computed first, since children share their KV.
+            wave = [pair for pair in fresh.values() if id(pair[0].parent) not in fresh]
+            for branch, state in wave:
+                self._read(branch, state)
+            self._compute([branch for branch, _ in wave])
+            for branch, _ in wave:
+                self._served(branch.parent)
+                self._release(branch)
+                del fresh[id(branch)]
         rows = np.stack([branch.hidden for branch in branches if branch.hidden is not None])
         for branch, output in zip(branches, self.outputs(rows).tolist(), strict=True):
             if branch.path is None:
-                above = branch.parent.path if branch.parent is not None else None
-                branch.path = PathScore.root(output) if above is None else above.then(output)
+                parent = branch.parent
+                if parent is None or parent.path is None:
+                    branch.path = PathScore.root(output)
+                else:  # a step without text is no step to judge again
+                    branch.path = parent.path if _unmoved(branch) else parent.path.then(output)
         return np.array([branch.path.value(self.aggregate) for branch in branches if branch.path is not None])
+
+    def _read(self, branch: Branch, state: StateView) -> None:
+        """The prompt is read once, and every other state by its last step."""
+        parent = branch.parent
+        step = self.read_prompt(state) if parent is None else self.read_step(state, parent.parent is None)
+        branch.tokens = [*(parent.tokens if parent else ()), *step]
 
     # What a verifier reads, and what it makes of it.
     def read_prompt(self, state: StateView) -> Sequence[int]:
@@ -202,42 +242,42 @@ class BackboneVerifier:
     def _pass(self, batch: Sequence[Branch], rows: int) -> bool:
         """One forward pass; whether there was room for it."""
         keep = {id(b.parent) for b in batch}
-        if not self._make_room(rows, keep):
+        if not self._make_room(rows, len(batch), keep):
             return False
-        items: list[tuple[KvSequence, int]] = []
+        items: list[Item] = []
         ends: list[tuple[Branch, int]] = []
-        for branch in batch:
-            parent = branch.parent
-            if parent is not None and len(branch.tokens) == len(parent.tokens):
-                branch.hidden = parent.hidden  # a step without text: the state has not moved
-            source = parent.sequence if parent is not None else None
-            branch.sequence = self.body.kv.new(source)
-            missing = branch.tokens[len(branch.sequence) :]
-            items += [(branch.sequence, token) for token in missing]
-            if branch.hidden is None:
-                ends.append((branch, len(items) - 1))
-            self._hold(branch)
-        if items:
-            try:
-                hidden = self.body.states(items, [end for _, end in ends])
-            except CacheFullError:
-                for branch in batch:
-                    self._give_up(branch)
-                    branch.hidden = None
+        try:
+            for branch in batch:
+                source = branch.parent.sequence if branch.parent is not None else None
+                branch.sequence = self.body.kv.new(source)
+                self._hold(branch)
+                items += [(branch.sequence, token) for token in branch.tokens[len(branch.sequence) :]]
+                if not _unmoved(branch):
+                    ends.append((branch, len(items) - 1))
+            hidden = self.body.states(items, [end for _, end in ends]) if items else ()
+        except BaseException as error:
+            for branch in batch:
+                self._give_up(branch)
+            if isinstance(error, CacheFullError):
                 return False
-            self.computed_tokens += len(items)
-            for (branch, _), row in zip(ends, hidden, strict=True):
-                branch.hidden = row
+            raise
+        self.computed_tokens += len(items)
+        for (branch, _), row in zip(ends, hidden, strict=True):
+            branch.hidden = row
+        for branch in batch:
+            if branch.parent is not None and _unmoved(branch):
+                branch.hidden = branch.parent.hidden
         return True
 
-    def _make_room(self, cells: int, keep: set[int]) -> bool:
-        """Give up the branches that were used longest ago, but those of `keep`; whether there are `cells` now."""
+    def _make_room(self, cells: int, ids: int, keep: set[int]) -> bool:
+        """Give up the branches that were used longest ago, but those of `keep`; whether there is room now."""
+        kv = self.body.kv
         idle = sorted((b for b in self._held.values() if id(b) not in keep), key=lambda b: b.used)
         for branch in idle:
-            if self.body.kv.free >= cells and self.body.kv.has_free_id:
+            if kv.free >= cells and kv.free_ids >= ids:
                 break
             self._give_up(branch)
-        return self.body.kv.free >= cells
+        return kv.free >= cells and kv.free_ids >= ids
 
     def _hold(self, branch: Branch) -> None:
         self._clock += 1
@@ -293,6 +333,11 @@ class ValueBackboneVerifier(BackboneVerifier):
     def outputs(self, rows: FloatArray) -> npt.NDArray[np.float64]:
         """The head's output through its link."""
         return linked(self.head(rows), self.card.link)
+
+
+def _unmoved(branch: Branch) -> bool:
+    """Whether a state stands where its parent stood: its step had no text."""
+    return branch.parent is not None and len(branch.tokens) == len(branch.parent.tokens)
 
 
 def _branch(handle: object) -> Branch:

@@ -221,9 +221,11 @@ class BranchEngine:
         began = time.perf_counter()
         try:
             self.runtime.prefill(sequence, tokens[shared:end])
-        except CacheFullError:
-            self.kv.drop(sequence)
-            return None
+        except BaseException as error:
+            self.kv.drop(sequence)  # an interrupted prefill must not be found and shared later
+            if isinstance(error, CacheFullError):
+                return None
+            raise
         finally:
             self.stats.prefill_seconds += time.perf_counter() - began
         return sequence, shared

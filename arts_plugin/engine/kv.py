@@ -75,6 +75,11 @@ class KvCache:
         return self.n_cells - len(self._free_cells)
 
     @property
+    def free_ids(self) -> int:
+        """Sequences that can still be made."""
+        return len(self._free_ids)
+
+    @property
     def has_free_id(self) -> bool:
         """Whether another sequence can be made."""
         return bool(self._free_ids)

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from arts_hf.pool import KvPool
@@ -206,4 +207,10 @@ def _segment(
     return found.view(kv_heads, heads // kv_heads, n, -1).permute(2, 0, 1, 3).reshape(n, heads, -1)
 
 
+def tree_mask(*arguments: Any, **named: Any) -> Any:
+    """None under a plan, which knows who sees whom; otherwise the mask of sdpa, to which attention then falls back."""
+    return None if _active is not None else sdpa_mask(*arguments, **named)
+
+
 AttentionInterface.register(NAME, tree_attention)
+AttentionMaskInterface.register(NAME, tree_mask)

@@ -62,9 +62,12 @@ class PoolDecoder:
             self.kv.append(sequence, (token,))
         try:
             return self._compute(items)
-        except torch.OutOfMemoryError as error:
+        except BaseException as error:
+            # Also what was interrupted: a cell that is booked and was never written would be shared later.
             for sequence in {id(item[0]): item[0] for item in items}.values():
                 self.kv.take_back(sequence, sum(1 for item in items if item[0] is sequence))
+            if not isinstance(error, torch.OutOfMemoryError):
+                raise
             if len(items) == 1:
                 raise ModelError(f"{self.device} has no memory left for a single token: {error}") from error
         torch.cuda.empty_cache()

@@ -78,11 +78,13 @@ def arts_generate(
     settings = _settings(config, arts or {}, max(map(len, prompts)), input_ids.shape[1], len(prompts))
     tokenizer = arts_tokenizer if arts_tokenizer is not None else _tokenizer_of(model)
     before, training = model.config._attn_implementation, model.training
-    backend: Any = HfBackend.of(model.eval(), tokenizer, settings, features=settings.verifier != "none")
     try:
-        trees = _search(Arts(settings, engine=backend), prompts, tokenizer, config)
+        backend: Any = HfBackend.of(model.eval(), tokenizer, settings, features=settings.verifier != "none")
+        try:
+            trees = _search(Arts(settings, engine=backend), prompts, tokenizer, config)
+        finally:
+            backend.close()
     finally:
-        backend.close()
         model.set_attn_implementation(before)
         model.train(training)
     sequences = _sequences(trees, input_ids, copies, config)

@@ -4,8 +4,8 @@ step (arXiv 2602.12846), by `transformers.Trainer`, one packed tree in each forw
     OUT/adapter/                                       the adapter, as PEFT saves it
     OUT/value_head.safetensors, arts_verifier.json     the head and the card
 
-What an interrupted training keeps is the best epoch so far; optimiser states are not saved, since reading them back
-means unpickling.
+The weights are those of the best epoch; the card comes last, so a training that was killed is begun again. Optimiser
+states are not saved, since reading them back means unpickling.
 """
 
 from __future__ import annotations
@@ -219,10 +219,10 @@ def train(
         folder.mkdir(parents=True, exist_ok=True)
         body.save_pretrained(folder / backbone.ADAPTER)
         numpy_head(head).save(folder / HEAD_FILE)
-        made.save(folder)
 
     keep = _KeepBest(model, watch, save, say)
     _trainer(model, fit_on, settings, folder, keep).train()
+    made.save(folder)  # last: a folder with a card is whole
     return made
 
 
