@@ -280,6 +280,6 @@ def _download(repo_id: str) -> Path:
             f"verifier={repo_id} is no folder here; to look on a hub, pip install huggingface_hub"
         ) from error
     try:
-        return Path(snapshot_download(repo_id, allow_patterns=[CARD_FILE, HEAD_FILE]))
+        return Path(snapshot_download(repo_id, allow_patterns=[CARD_FILE, HEAD_FILE, GGUF_ADAPTER, "adapter/*"]))
     except Exception as error:  # the hub library's errors are many, and all mean that it is not to be had
         raise ArtsError(f"verifier={repo_id} is no folder here and was not found on the hub: {error}") from error

@@ -161,7 +161,9 @@ def features(run: str, model: str | None, n_threads: int | None, again: bool) ->
 @click.option("--out", required=True, type=click.Path(file_okay=False), help="The verifier's folder.")
 @click.option("--loss", default="rfm", show_default=True, help="rfm, rfm_mean, subtb, leaf, prm, pairwise or bce.")
 @click.option(
-    "--baselines", default="leaf,prm,pairwise,rfm_mean", show_default=True, help="Other losses to train; or none."
+    "--baselines",
+    default=None,
+    help="Other losses to train, or none.  [default: leaf,prm,pairwise,rfm_mean; with --backbone none]",
 )
 @click.option("--stop_gradient/--full_gradient", default=True, show_default=True, help="Are flow targets constants?")
 @click.option("--name", default=None, help="Name of the verifier in trees; default: its loss.")
@@ -172,7 +174,7 @@ def train(
     runs: tuple[str, ...],
     out: str,
     loss: str,
-    baselines: str,
+    baselines: str | None,
     stop_gradient: bool,
     name: str | None,
     backbone: str | None,
@@ -183,6 +185,8 @@ def train(
     from arts_plugin.training.train import train as fit
     from arts_plugin.training.trainer import TrainingSettings
 
+    if baselines is None:
+        baselines = "leaf,prm,pairwise,rfm_mean" if backbone is None else "none"
     others = [] if baselines == "none" else [part.strip() for part in baselines.split(",") if part.strip()]
     lora_values = {field: values.pop(f"lora_{field}") for field, *_ in _LORA}
     lora = None

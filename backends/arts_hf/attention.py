@@ -153,14 +153,15 @@ def tree_attention(
         raise ModelError(f"the attention of {type(module).__name__} uses {', '.join(odd)}, which arts_tree has not")
     window = sliding_window or 0
     layer = module.layer_idx
-    plan.pool.write(layer, plan.new_cells, key[0].transpose(0, 1), value[0].transpose(0, 1))
+    # Layers may lie on several devices; on one, `to` is nothing.
+    plan.pool.write(layer, plan.new_cells.to(key.device), key[0].transpose(0, 1), value[0].transpose(0, 1))
     flat = query[0].transpose(0, 1)  # [n, heads, width]
     single = _single(plan, layer, flat, window, scaling) if plan.sequences else None
     if single is not None and plan.rows is None:
         return single[None], None
     out = flat.new_empty(flat.shape[0], flat.shape[1], value.shape[-1])
-    if single is not None:
-        out[plan.rows] = single
+    if single is not None and plan.rows is not None:
+        out[plan.rows.to(out.device)] = single
     for segment in plan.segments:
         out[segment.start : segment.end] = _segment(plan, layer, flat, segment, window, scaling)
     return out[None], None
@@ -168,22 +169,23 @@ def tree_attention(
 
 def _single(plan: Plan, layer: int, flat: torch.Tensor, window: int, scaling: float | None) -> torch.Tensor:
     """One new token of each of many sequences: [n, heads, width]."""
-    query = flat if plan.rows is None else flat[plan.rows]
+    query = flat if plan.rows is None else flat[plan.rows.to(flat.device)]
     found = [(seen.rows, _attend(plan, layer, query, seen, scaling)) for seen in plan.gathered(window)]
     if len(found) == 1:
         return found[0][1]
     out = query.new_empty(query.shape[0], query.shape[1], found[0][1].shape[2])
     for rows, part in found:
-        out[rows] = part
+        out[rows if rows is None else rows.to(out.device)] = part
     return out
 
 
 def _attend(plan: Plan, layer: int, query: torch.Tensor, seen: Gathered, scaling: float | None) -> torch.Tensor:
     if seen.rows is not None:
-        query = query[seen.rows]
-    key, value = plan.pool.read(layer, seen.cells)
+        query = query[seen.rows.to(query.device)]
+    key, value = plan.pool.read(layer, seen.cells.to(query.device))
+    mask = None if seen.mask is None else seen.mask.to(query.device)
     grouped = query.reshape(query.shape[0], key.shape[1], -1, query.shape[2])
-    found = functional.scaled_dot_product_attention(grouped, key, value, attn_mask=seen.mask, scale=scaling)
+    found = functional.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
     return found.reshape(query.shape[0], query.shape[1], -1)
 
 
@@ -191,7 +193,7 @@ def _segment(
     plan: Plan, layer: int, flat: torch.Tensor, segment: Segment, window: int, scaling: float | None
 ) -> torch.Tensor:
     """The new tokens at the end of one sequence: [n, heads, width]."""
-    key, value = plan.pool.read(layer, segment.cells[None])
+    key, value = plan.pool.read(layer, segment.cells[None].to(flat.device))
     query = flat[segment.start : segment.end]
     n, heads, width = query.shape
     kv_heads, length = key.shape[1], key.shape[2]

@@ -123,7 +123,8 @@ def _find(settings: Settings) -> Path:
     try:
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(settings.model, revision=settings.revision, allow_patterns=_HUB_FILES))
+        patterns = [*_HUB_FILES, *(["*.py"] if settings.trust_remote_code else [])]
+        return Path(snapshot_download(settings.model, revision=settings.revision, allow_patterns=patterns))
     except Exception as error:
         raise ModelError(f"could not fetch {settings.model}: {type(error).__name__}: {error}") from error
 
@@ -153,7 +154,7 @@ def _dtype(wanted: str, device: str) -> torch.dtype:
 def _computes_bfloat16(device: str) -> bool:
     """Whether bfloat16 is faster than float32: elsewhere it is emulated."""
     if device != "cpu":
-        return bool(torch.cuda.is_bf16_supported())
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) if hasattr(torch.ops, "mkldnn") else False
 
 

@@ -93,7 +93,10 @@ def load(layout: Layout, settings: Settings) -> PrmVerifier:
     Raises:
         ModelError: the model cannot be loaded, or has not what its layout reads.
     """
-    wanted = settings.with_(model=settings.verifier_model or layout.model, n_ctx=max(N_CTX, settings.n_ctx))
+    # The revision is the proposer's.
+    wanted = settings.with_(
+        model=settings.verifier_model or layout.model, revision=None, n_ctx=max(N_CTX, settings.n_ctx)
+    )
     bare = isinstance(layout.readout, LinearHead)
     loaded = loading.load(wanted, with_head=not bare)
     name = loaded.source.stem

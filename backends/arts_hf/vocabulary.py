@@ -35,6 +35,17 @@ def _byte_alphabet() -> dict[str, int]:
     return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
 
 
+def _longest(config: Any) -> int:
+    """Positions that a model can be run at. Where the rotation of all tokens depends on the longest sequence of a batch
+    (LongRoPE, dynamic NTK), a branch would depend on its neighbours beyond the length where that begins."""
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    longest = getattr(config, "max_position_embeddings", None) or 1 << 20
+    if rope.get("rope_type", rope.get("type")) not in {"longrope", "dynamic"}:
+        return int(longest)
+    first = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+    return int(min(longest, first or longest))
+
+
 class HfVocabulary:
     """Vocabulary and sizes of a loaded model.
 
@@ -49,7 +60,7 @@ class HfVocabulary:
         text = config.get_text_config()
         self.n_embd: int = text.hidden_size
         self.n_vocab: int = text.vocab_size
-        self.n_ctx_train: int = getattr(text, "max_position_embeddings", None) or 1 << 20
+        self.n_ctx_train: int = _longest(text)
         self.chat_template: str | None = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
         self.bos: int | None = tokenizer.bos_token_id
         self._added = dict(tokenizer.added_tokens_decoder)
