@@ -112,7 +112,7 @@ class Arts:
             if found is None:
                 return None
             place = checkpoint.shipped_folder() / found[0]
-        trained = checkpoint.load(place)
+        trained = checkpoint.load(place, self.settings)
         for remark in trained.card.remarks(self.backend, self.settings):
             self._say(f"verifier {trained.card.name!r}: {remark}; its flows may mean less")
         return trained
@@ -187,17 +187,17 @@ class Arts:
             if on_event:
                 on_event(event)
             if event.kind == "finished":
-                trees[event.job.meta["question"]] = event.tree
+                trees[event.job.meta["number"]] = event.tree
         return [trees[i] for i in range(len(questions))]
 
     def stream(self, questions: Sequence[str], **overrides: Any) -> Iterator[Event]:
         """What happens, as it happens: steps as they are taken into a tree, and each tree's end.
 
-        `event.job.meta["question"]` is the question's number.
+        `event.job.meta["number"]` is the question's number.
         """
         settings = self.settings.with_(overrides) if overrides else self.settings
         jobs = (
-            self.job(self.prompt(question, settings), settings, meta={"question": i})
+            self.job(self.prompt(question, settings), settings, meta={"number": i, "question": question})
             for i, question in enumerate(questions)
         )
         return self.events(jobs)

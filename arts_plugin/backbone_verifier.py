@@ -14,6 +14,7 @@ from arts_plugin.backend import FloatArray
 from arts_plugin.checkpoint import Card
 from arts_plugin.engine.kv import CacheFullError, KvCache, KvSequence
 from arts_plugin.errors import ArtsError
+from arts_plugin.settings import Settings
 from arts_plugin.tree import ReasoningTree
 from arts_plugin.value_head import Link, ValueHead
 from arts_plugin.verifier import StateView
@@ -104,6 +105,14 @@ class PathScore:
         if aggregate == "min":
             return self.least
         return self.total if aggregate == "product" else self.log_total - float(np.log(self.steps))
+
+
+def body_settings(card: Card, settings: Settings) -> Settings:
+    """The settings of a verifier's model, of those of the search that it serves: the revision is the proposer's."""
+    assert card.backbone is not None
+    return settings.with_(
+        model=settings.verifier_model or card.backbone.source, revision=None, n_ctx=max(N_CTX, settings.n_ctx)
+    )
 
 
 def linked(outputs: npt.NDArray[np.float64], link: Link) -> npt.NDArray[np.float64]:

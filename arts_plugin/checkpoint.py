@@ -24,7 +24,8 @@ from arts_plugin.tree import ReasoningTree
 from arts_plugin.value_head import Aggregate, Link, StateFeature, ValueHead, ValueHeadVerifier, width
 from arts_plugin.verifier import Verifier
 
-CARD_FILE, HEAD_FILE, GGUF_ADAPTER = "arts_verifier.json", "value_head.safetensors", "adapter.gguf"
+CARD_FILE, HEAD_FILE = "arts_verifier.json", "value_head.safetensors"
+HF_ADAPTER, GGUF_ADAPTER = "adapter/adapter_model.safetensors", "adapter.gguf"
 FORMAT_VERSION = 1
 
 
@@ -155,16 +156,17 @@ def family(backend: Backend) -> str:
 
 @dataclass(frozen=True, slots=True)
 class TrainedVerifier:
-    """A verifier and its card."""
+    """A verifier and its card. `digest` is that of the weights that it was trained to: the head's and an adapter's."""
 
     card: Card
     head: ValueHead
     verifier: Verifier
+    digest: str
 
     def identity(self) -> dict[str, str]:
-        """What tells it from every other one: its name, and the digest of its weights."""
-        weights = b"".join(np.ascontiguousarray(part).tobytes() for part in (self.head.w1, self.head.b1, self.head.w2))
-        return {"name": self.card.name, "digest": hashlib.sha256(weights).hexdigest()}
+        """What tells it from every other one: its name, and the digests of its weights and of its base model's."""
+        body = {} if self.card.backbone is None else {"backbone": self.card.backbone.digest}
+        return {"name": self.card.name, "digest": self.digest, **body}
 
     def score_tree(self, tree: ReasoningTree, rows: Callable[[], FloatArray]) -> npt.NDArray[np.float64]:
         """The scores of all states of a recorded tree, [n_nodes].
@@ -178,8 +180,12 @@ class TrainedVerifier:
         return np.asarray(recorded.score_recorded(tree))
 
 
-def load(folder: str | Path) -> TrainedVerifier:
+def load(folder: str | Path, settings: Settings | None = None) -> TrainedVerifier:
     """Read a verifier's folder.
+
+    Args:
+        settings: of a verifier with a model of its own: where that is (`verifier_model`) and how it runs (`device`,
+            `dtype`, `n_threads`, `n_gpu_layers`...).
 
     Raises:
         ArtsError: the card or the head is missing, damaged, or they contradict each other.
@@ -190,7 +196,7 @@ def load(folder: str | Path) -> TrainedVerifier:
         raise ArtsError(f"{folder} has a {CARD_FILE} and no {HEAD_FILE}")
     head = ValueHead.load(file)
     if card.backbone is not None:
-        return _with_backbone(Path(folder), card, head)
+        return _with_backbone(Path(folder), card, head, settings or Settings())
     if head.n_embd != (wanted := width(card.feature, card.proposer.n_embd)):
         raise ArtsError(f"{file} reads {head.n_embd} numbers, and by its card it should read {wanted}")
     made = ValueHeadVerifier(
@@ -201,15 +207,25 @@ def load(folder: str | Path) -> TrainedVerifier:
         link=card.link,
         is_flow=card.is_flow,
     )
-    return TrainedVerifier(card, head, made)
+    return TrainedVerifier(card, head, made, _digest(file))
 
 
-def _with_backbone(folder: Path, card: Card, head: ValueHead) -> TrainedVerifier:
+def _digest(*weights: Path) -> str:
+    made = hashlib.sha256()
+    for file in weights:
+        made.update(file.read_bytes())
+    return made.hexdigest()
+
+
+def _with_backbone(folder: Path, card: Card, head: ValueHead, settings: Settings) -> TrainedVerifier:
     """A verifier that is a language model itself."""
     body = card.backbone
     if body is not None and head.n_embd != body.n_embd:
         raise ArtsError(f"{folder / HEAD_FILE} reads {head.n_embd} numbers, and {body.name} has {body.n_embd}")
     exported = (folder / GGUF_ADAPTER).exists()
+    adapter = folder / (GGUF_ADAPTER if exported else HF_ADAPTER)
+    if not adapter.exists():
+        raise ArtsError(f"verifier {card.name!r} has a model of its own, and {folder} holds no {HF_ADAPTER}")
     try:
         if exported:
             from arts_llama_cpp.verifier import load as load_backbone
@@ -220,7 +236,8 @@ def _with_backbone(folder: Path, card: Card, head: ValueHead) -> TrainedVerifier
         raise ArtsError(
             f"verifier {card.name!r} has a model of its own: pip install 'arts-plugin[{extra}]' ({error})"
         ) from error
-    return TrainedVerifier(card, head, load_backbone(folder, card, head))
+    made = load_backbone(folder, card, head, settings)
+    return TrainedVerifier(card, head, made, _digest(folder / HEAD_FILE, adapter))
 
 
 # Shipped verifiers.

@@ -161,7 +161,6 @@ _RUNTIME = frozenset(
         "device",
         "revision",
         "trust_remote_code",
-        "verifier_model",
     }
 )
 _FIELDS = {f.name: f for f in fields(Settings)}

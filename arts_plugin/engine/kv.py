@@ -69,6 +69,12 @@ class KvCache:
         """Cells that are not in use."""
         return len(self._free_cells)
 
+    def limit(self, n_cells: int) -> None:
+        """Hand out no cell from `n_cells` on any more: the device has no memory for them. None of them is in use."""
+        kept = [cell for cell in self._free_cells if cell < n_cells]
+        self.n_cells -= len(self._free_cells) - len(kept)
+        self._free_cells = array("i", kept)
+
     @property
     def used(self) -> int:
         """Cells in use: each distinct token of the trees, once."""

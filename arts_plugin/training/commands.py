@@ -228,13 +228,17 @@ def _print_validation(figures: dict[str, Any]) -> None:
 )
 @click.option("--select", default=None, help="Selection rule: flow, weighted_vote, majority, logprob, random.")
 @click.option("--out", required=True, type=click.Path(file_okay=False), help="Run folder for the rescored trees.")
-def rescore(run: str, verifiers: tuple[str, ...], select: str | None, out: str) -> None:
+@click.option("--verifier_model", "--verifier-model", default=None, help="Where a LoRA verifier's own model lies.")
+@click.option("--device", default=None, help="Where a LoRA verifier runs: cuda, cpu, ...")
+@click.option("--dtype", default="auto", show_default=True, help="In what it computes.")
+def rescore(run: str, verifiers: tuple[str, ...], select: str | None, out: str, **model: Any) -> None:
     """Score RUN's trees with other verifiers, or choose by another rule, without generating again."""
+    from arts_plugin.settings import Settings
     from arts_plugin.training.rescore import rescore as redo
 
     if not verifiers and select is None:
         raise click.UsageError("give --verifier or --select")
-    found = redo(run, out, verifiers, select)
+    found = redo(run, out, verifiers, select, Settings.of(model))
     click.echo(f"{found.trees} trees, {found.changed} with another choice; written to {out}")
     if found.graded:
         click.echo(f"right: {found.right_before} of {found.graded} before, {found.right_after} now")

@@ -44,6 +44,7 @@ the {kind}; a trace's score is taken at its {"end" if card.aggregate == "termina
 | state feature | `{card.feature}` |
 | loss | {_loss(training["loss"])} |
 | trees | {training["problems"]} problems, {training["traces"]} traces, {training["traces_right"]} right; {sampling} |
+| states | of backend `{training["backend"]}` |
 | rewards | {training["reward_right"]} / {training["reward_wrong"]} |
 | made by | `{training["command"]}` |
 

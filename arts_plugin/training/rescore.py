@@ -13,6 +13,7 @@ from arts_plugin import checkpoint, features
 from arts_plugin.errors import ArtsError, unknown_name
 from arts_plugin.run import RUN_FILE, TREES_FILE, read_trees
 from arts_plugin.search.select import RULES, select
+from arts_plugin.settings import Settings
 from arts_plugin.training.dataset import RunInfo
 from arts_plugin.training.grades import GRADES_FILE, read_grades
 from arts_plugin.tree import ReasoningTree
@@ -32,7 +33,13 @@ class Outcome:
     right_after: int
 
 
-def rescore(run: str | Path, out: str | Path, verifiers: Sequence[str], rule: str | None = None) -> Outcome:
+def rescore(
+    run: str | Path,
+    out: str | Path,
+    verifiers: Sequence[str],
+    rule: str | None = None,
+    settings: Settings | None = None,
+) -> Outcome:
     """Write the trees of `run` to the run folder `out`, scored by `verifiers` and chosen from again.
 
     The first verifier's scores become `log_flow`; those of all stand in `scores` beside the ones that were there.
@@ -40,6 +47,7 @@ def rescore(run: str | Path, out: str | Path, verifiers: Sequence[str], rule: st
     Args:
         verifiers: folders, built-in names or hub ids; empty keeps the scores and only chooses again.
         rule: the selection rule; default: the first verifier's own, or the tree's.
+        settings: of verifiers with a model of their own; see `arts_plugin.checkpoint.load`.
 
     Raises:
         ArtsError: no run, no hidden states, a verifier of another model, or `out` is in use.
@@ -47,7 +55,7 @@ def rescore(run: str | Path, out: str | Path, verifiers: Sequence[str], rule: st
     """
     if rule is not None and rule not in RULES:
         raise unknown_name("selection rule", rule, RULES)
-    loaded = [_load(name) for name in verifiers]
+    loaded = [_load(name, settings) for name in verifiers]
     info = RunInfo.read(run)
     digest = str(info.model.get("digest", ""))
     for trained in loaded:
@@ -82,11 +90,11 @@ def rescore(run: str | Path, out: str | Path, verifiers: Sequence[str], rule: st
     return Outcome(*counts)
 
 
-def _load(name: str) -> checkpoint.TrainedVerifier:
+def _load(name: str, settings: Settings | None) -> checkpoint.TrainedVerifier:
     place = checkpoint.find(name)
     if place is None:
         raise unknown_name("verifier", name, checkpoint.shipped())
-    return checkpoint.load(place)
+    return checkpoint.load(place, settings)
 
 
 def _score(tree: ReasoningTree, run: str | Path, digest: str, loaded: Sequence[checkpoint.TrainedVerifier]) -> None:

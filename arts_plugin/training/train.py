@@ -12,6 +12,7 @@ a run that was killed.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -58,6 +59,9 @@ def train(
         ArtsError: the trees cannot be used: see `arts_plugin.training.dataset`.
     """
     settings = settings or TrainingSettings()
+    first = os.environ.get("RANK", "0") == "0"  # of several processes (torchrun) the first one speaks and writes
+    if not first:
+        say = _silent
     trees, info = read_runs(runs, with_features=lora is None)
     for line in describe(trees):
         say(line)
@@ -83,6 +87,8 @@ def train(
         verifiers[kind] = made
         if kind == loss:
             main = made
+    if not first:
+        return main
     comparison = on_pool(held_out, verifiers)
     select = preferred_rule(comparison, loss)
     figures = table(comparison)
@@ -94,6 +100,10 @@ def train(
 
         plot_curves(curves[loss], folder / "curves.png", loss)
     return checkpoint.load(folder)
+
+
+def _silent(line: str) -> None:
+    """Says nothing."""
 
 
 def _card(
@@ -128,6 +138,7 @@ def _card(
             "problems": len(trees),
             "traces": len(leaves),
             "traces_right": int(np.sum(leaves)),
+            "backend": info.settings.get("backend"),
             "sampling": {key: info.settings.get(key) for key in ("temperature", "top_p", "top_k", "max_gen_toks")},
             "trees": f"{digest(labels):016x}",
             "command": command,

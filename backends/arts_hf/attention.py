@@ -4,8 +4,10 @@ A forward pass is one flat row of tokens that belong to many branches. Each toke
 and nothing else. Position equals the index in a sequence, so every mask (causal, sliding window, padding) follows
 from lengths. There are two ways through:
 
-- one new token for each of many sequences (decoding): cells are gathered into [sequences, longest] and attended to in
-  one call, with the query heads that share a key head laid along the query axis, so that no key is repeated;
+- one new token for each of many sequences (decoding): a prefix that several of them share is read once for all of them
+  (cascade attention: the parts are joined by their log-sum-exps), what is left of each is gathered into [sequences,
+  longest] and attended to in one call, with the query heads that share a key head laid along the query axis, so that
+  no key is repeated;
 - many new tokens of one sequence (prefill): the sequence's cells, with a causal mask aligned to its end.
 """
 
@@ -17,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -24,10 +27,12 @@ from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from arts_hf.pool import KvPool
+from arts_hf.prefixes import shared_prefixes
 from arts_plugin.engine.kv import KvSequence
 from arts_plugin.errors import ModelError
 
 NAME = "arts_tree"
+Array = npt.NDArray[Any]
 _SLACK, _GROUP = 1.35, 16
 
 
@@ -42,6 +47,14 @@ class Gathered:
     rows: torch.Tensor | None
     cells: torch.Tensor
     mask: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """Sequences that begin with the same cells: `prefix` [length], and `tails`, what each has of its own."""
+
+    prefix: torch.Tensor
+    tails: Gathered
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +76,7 @@ class Plan:
         rows: places in the flat row of tokens that are the only new ones of their sequence, None if all are.
         sequences: those sequences' cells and lengths.
         segments: the other sequences.
+        windows: filled with the window that each layer asked for.
     """
 
     pool: KvPool
@@ -71,20 +85,55 @@ class Plan:
     rows: torch.Tensor | None
     sequences: list[KvSequence]
     segments: list[Segment]
-    _gathered: dict[int, list[Gathered]] = field(default_factory=dict)
+    windows: dict[int, int]
+    _gathered: dict[int, list[Gathered | Shared]] = field(default_factory=dict)
+    _masks: dict[tuple[int, int, int], torch.Tensor] = field(default_factory=dict)
 
-    def gathered(self, window: int) -> list[Gathered]:
-        """Cells that the single tokens see through a window (0: all of them), in groups of similar length."""
-        if window not in self._gathered:
+    def gathered(self, window: int) -> list[Gathered | Shared]:
+        """Cells that the single tokens see through a window (0: all of them): those that share a prefix together, the
+        others in groups of similar length."""
+        longest = max(map(len, self.sequences))
+        reach = window if 0 < window < longest else 0  # a window that nobody has come to is none
+        if reach not in self._gathered:
             views = [np.frombuffer(sequence.cells, dtype=np.int32) for sequence in self.sequences]
+            self._gathered[reach] = self._near(views, reach) if reach else self._all(views)
+        return self._gathered[reach]
+
+    def _near(self, views: list[Array], window: int) -> list[Gathered | Shared]:
+        return self._padded([view[-window:] for view in views], range(len(views)))
+
+    def _all(self, views: list[Array]) -> list[Gathered | Shared]:
+        found: list[Gathered | Shared] = []
+        alone: list[int] = []
+        for members, length in shared_prefixes(views):
+            if length == 0:
+                alone += members
+                continue
+            prefix = torch.from_numpy(views[members[0]][:length].copy()).to(self.device, non_blocking=True)
+            tails = self._padded([views[i][length:] for i in members], members)
+            found += [Shared(prefix, part) for part in tails if isinstance(part, Gathered)]
+        return [*found, *self._padded([views[i] for i in alone], alone)] if alone else found
+
+    def _padded(self, views: list[Array], rows: Sequence[int]) -> list[Gathered | Shared]:
+        groups = similar([len(view) for view in views])
+        whole = len(groups) == 1 and len(rows) == len(self.sequences) and list(rows) == sorted(rows)
+        return [
+            _pad([views[i] for i in group], None if whole else [rows[i] for i in group], self.device)
+            for group in ([list(range(len(views)))] if whole else groups)
+        ]
+
+    def mask(self, segment: Segment, window: int, groups: int) -> torch.Tensor:
+        """bool [groups * n, length]: what a segment's tokens see, once for each query head that shares a key head."""
+        key = (segment.start, window, groups)
+        if key not in self._masks:
+            length, n = len(segment.cells), segment.end - segment.start
+            at = torch.arange(length - n, length, device=self.device)[:, None]
+            seen = torch.arange(length, device=self.device)[None]
+            mask = seen <= at
             if window:
-                views = [view[-window:] for view in views]
-            groups = similar([len(view) for view in views])
-            if len(groups) == 1:
-                self._gathered[window] = [_pad(views, None, self.device)]
-            else:
-                self._gathered[window] = [_pad([views[i] for i in group], group, self.device) for group in groups]
-        return self._gathered[window]
+                mask &= seen > at - window
+            self._masks[key] = mask.repeat(groups, 1)
+        return self._masks[key]
 
 
 def similar(lengths: Sequence[int]) -> list[list[int]]:
@@ -153,6 +202,7 @@ def tree_attention(
         raise ModelError(f"the attention of {type(module).__name__} uses {', '.join(odd)}, which arts_tree has not")
     window = sliding_window or 0
     layer = module.layer_idx
+    plan.windows[layer] = window
     # Layers may lie on several devices; on one, `to` is nothing.
     plan.pool.write(layer, plan.new_cells.to(key.device), key[0].transpose(0, 1), value[0].transpose(0, 1))
     flat = query[0].transpose(0, 1)  # [n, heads, width]
@@ -170,7 +220,12 @@ def tree_attention(
 def _single(plan: Plan, layer: int, flat: torch.Tensor, window: int, scaling: float | None) -> torch.Tensor:
     """One new token of each of many sequences: [n, heads, width]."""
     query = flat if plan.rows is None else flat[plan.rows.to(flat.device)]
-    found = [(seen.rows, _attend(plan, layer, query, seen, scaling)) for seen in plan.gathered(window)]
+    found = [
+        (seen.tails.rows, _cascade(plan, layer, query, seen, scaling))
+        if isinstance(seen, Shared)
+        else (seen.rows, _attend(plan, layer, query, seen, scaling))
+        for seen in plan.gathered(window)
+    ]
     if len(found) == 1:
         return found[0][1]
     out = query.new_empty(query.shape[0], query.shape[1], found[0][1].shape[2])
@@ -189,6 +244,34 @@ def _attend(plan: Plan, layer: int, query: torch.Tensor, seen: Gathered, scaling
     return found.reshape(query.shape[0], query.shape[1], -1)
 
 
+def _cascade(plan: Plan, layer: int, query: torch.Tensor, seen: Shared, scaling: float | None) -> torch.Tensor:
+    """Attention to a shared prefix, computed once for all sequences, and to their own tails, joined exactly: the parts'
+    sums are brought to a common maximum. In float32, as fused attention accumulates."""
+    if seen.tails.rows is not None:
+        query = query[seen.tails.rows.to(query.device)]
+    n, heads, width = query.shape
+    first_key, first_value = plan.pool.read(layer, seen.prefix[None].to(query.device))
+    key, value = plan.pool.read(layer, seen.tails.cells.to(query.device))
+    kv_heads = key.shape[1]
+    scale = width**-0.5 if scaling is None else scaling
+    grouped = (query.float() * scale).view(n, kv_heads, -1, width)
+    # Over the prefix all queries of a key head are one matrix: [kv_heads, n * group, width].
+    together = grouped.transpose(0, 1).reshape(kv_heads, -1, width)
+    before = (together @ first_key[0].float().transpose(1, 2)).view(kv_heads, n, -1, first_key.shape[2])
+    after = grouped @ key.float().transpose(2, 3)  # [n, kv_heads, group, tail]
+    if seen.tails.mask is not None:
+        after = after.masked_fill(~seen.tails.mask.to(query.device), -torch.inf)
+    largest = torch.maximum(before.amax(3).transpose(0, 1), after.amax(3))[..., None]  # [n, kv_heads, group, 1]
+    before = before.sub_(largest.transpose(0, 1)).exp_()
+    after = after.sub_(largest).exp_()
+    total = before.sum(3).transpose(0, 1)[..., None] + after.sum(3, keepdim=True)
+    mixed = (before.view(kv_heads, -1, first_key.shape[2]) @ first_value[0].float()).view(
+        kv_heads, n, -1, value.shape[3]
+    )
+    mixed = mixed.transpose(0, 1) + after @ value.float()
+    return (mixed / total).to(query.dtype).reshape(n, heads, -1)
+
+
 def _segment(
     plan: Plan, layer: int, flat: torch.Tensor, segment: Segment, window: int, scaling: float | None
 ) -> torch.Tensor:
@@ -196,15 +279,10 @@ def _segment(
     key, value = plan.pool.read(layer, segment.cells[None].to(flat.device))
     query = flat[segment.start : segment.end]
     n, heads, width = query.shape
-    kv_heads, length = key.shape[1], key.shape[2]
-    at = torch.arange(length - n, length, device=flat.device)[:, None]
-    seen = torch.arange(length, device=flat.device)[None]
-    mask = seen <= at
-    if window:
-        mask &= seen > at - window
+    kv_heads = key.shape[1]
     # Heads that share a key head lie along the query axis: [1, kv_heads, group * n, width].
     grouped = query.view(n, kv_heads, -1, width).permute(1, 2, 0, 3).reshape(1, kv_heads, -1, width)
-    tiled = mask.repeat(heads // kv_heads, 1)
+    tiled = plan.mask(segment, window, heads // kv_heads).to(flat.device)
     found = functional.scaled_dot_product_attention(grouped, key, value, attn_mask=tiled, scale=scaling)
     return found.view(kv_heads, heads // kv_heads, n, -1).permute(2, 0, 1, 3).reshape(n, heads, -1)
 

@@ -37,19 +37,28 @@ class HfBackend(BranchEngine):
         self._begin(loading.load(settings), settings, features)
 
     @classmethod
-    def of(cls, model: Any, tokenizer: Any, settings: Settings, *, features: bool = False) -> HfBackend:
+    def of(
+        cls, model: Any, tokenizer: Any, settings: Settings, *, features: bool = False, generation_config: Any = None
+    ) -> HfBackend:
         """A backend for a model that is in memory already. Its attention is switched to `arts_tree`; whoever gave it
-        switches it back."""
+        switches it back.
+
+        Args:
+            generation_config: says which tokens end a generation, in place of the model's own.
+        """
         made = cls.__new__(cls)
-        made._begin(Loaded(model, tokenizer, Path(model.config._name_or_path or "in memory")), settings, features)
+        made._in_memory = True
+        loaded = Loaded(model, tokenizer, Path(model.config._name_or_path or "in memory"))
+        made._begin(loaded, settings, features, generation_config)
         return made
 
-    def _begin(self, loaded: Loaded, settings: Settings, features: bool) -> None:
+    _in_memory = False
+
+    def _begin(self, loaded: Loaded, settings: Settings, features: bool, generation_config: Any = None) -> None:
         self.source, self.network = loaded.source, loaded.model
         name = self.source.stem if self.source.suffix == ".gguf" else self.source.name
-        self.model = HfVocabulary(
-            loaded.tokenizer, self.network.config, getattr(self.network, "generation_config", None), name
-        )
+        ends = generation_config or getattr(self.network, "generation_config", None)
+        self.model = HfVocabulary(loaded.tokenizer, self.network.config, ends, name)
         super().__init__(HfRuntime(self.network, self.model, settings, features), settings.slots)
 
     @cached_property
@@ -82,7 +91,8 @@ class HfBackend(BranchEngine):
 
     @cached_property
     def _digest(self) -> str:
-        return loading.digest(self.source) if self.source.exists() else loading.digest_of(self.network)
+        # What is in memory may have been tuned since it was loaded.
+        return loading.digest_of(self.network) if self._in_memory else loading.digest(self.source)
 
     def digest(self) -> str:
         """SHA-256 of the tensor data: for a GGUF file the same as under llama.cpp."""

@@ -37,9 +37,11 @@ class PoolDecoder:
     def __init__(self, network: Any, name: str, n_ctx: int, n_batch: int) -> None:
         self.network, self.name, self.n_batch = network, name, n_batch
         self.decoder = network.get_decoder()
+        self._windows = _windows(network, name)
         self.device: torch.device = network.get_input_embeddings().weight.device
         self.pool = KvPool()
         self.kv = KvCache(NoMemory(), n_ctx, _SEQUENCES)
+        self.windows: dict[int, int] = {}
         self._check()
 
     def hidden(self, items: Sequence[Item]) -> torch.Tensor:
@@ -50,11 +52,23 @@ class PoolDecoder:
         """
         return self._forward(items)
 
+    def hidden_at(self, items: Sequence[Item], at: Sequence[int]) -> torch.Tensor:
+        """The same for any number of items, in passes of at most `n_batch`: hidden states of the items `at` (ascending)."""
+        if len(items) > self.kv.free:
+            raise CacheFullError(f"{len(items)} cells wanted, {self.kv.free} free")
+        found = []
+        for start in range(0, len(items), self.n_batch):
+            hidden = self._forward(items[start : start + self.n_batch])
+            wanted = [i - start for i in at if start <= i < start + len(hidden)]
+            found.append(hidden[torch.tensor(wanted, dtype=torch.long, device=hidden.device)])
+        return torch.cat(found)
+
     # Forward passes.
     def _forward(self, items: Sequence[Item]) -> torch.Tensor:
         """Book and compute tokens at the ends of their sequences: hidden states [n, n_embd].
 
-        What does not fit into the device's memory is computed in halves.
+        What does not fit into the device's memory is computed in halves; if it is the pool that cannot grow, the cache is
+        full from then on at the size that it has.
         """
         if len(items) > self.kv.free:
             raise CacheFullError(f"{len(items)} cells wanted, {self.kv.free} free")
@@ -68,6 +82,13 @@ class PoolDecoder:
                 self.kv.take_back(sequence, sum(1 for item in items if item[0] is sequence))
             if not isinstance(error, torch.OutOfMemoryError):
                 raise
+            again, whole = self.pool.shrink()
+            if again:
+                torch.cuda.empty_cache()
+                return self._forward(items)
+            if whole and whole < self.kv.n_cells and len(items) > whole - self.kv.used:
+                self.kv.limit(whole)
+                raise CacheFullError(f"{self.device} has memory for {whole} cells") from error
             if len(items) == 1:
                 raise ModelError(f"{self.device} has no memory left for a single token: {error}") from error
         torch.cuda.empty_cache()
@@ -104,7 +125,7 @@ class PoolDecoder:
         self.pool.reserve(int(fresh[2].max()) + 1)
         tokens, positions, cells = self._upload(fresh)
         rows = self._upload(np.array(places)) if segments and singles else None
-        plan = Plan(self.pool, self.device, cells, rows, singles, segments)
+        plan = Plan(self.pool, self.device, cells, rows, singles, segments, self.windows)
         return plan, tokens, positions
 
     def _upload(self, values: Any) -> torch.Tensor:
@@ -140,8 +161,14 @@ class PoolDecoder:
         expected = want.last_hidden_state[0, -1].float()
         self.deviation = float((expected - got.float()).norm() / expected.norm())
         n_layers = self.network.config.get_text_config().num_hidden_layers
+        odd = [i for i, window in enumerate(self._windows) if self.windows.get(i, window) != window]
         if self.pool.n_layers != n_layers:
             problem = f"only {self.pool.n_layers} of its {n_layers} layers are attention that can be shared by branches"
+        elif odd:
+            problem = (
+                f"by its config layer {odd[0]} sees {self._windows[odd[0]] or 'all'} tokens, and its attention asks for "
+                f"{self.windows[odd[0]] or 'all'}"
+            )
         elif not self.deviation < _DEVIATION[self.network.dtype == torch.float32]:
             problem = f"its hidden states then differ by {self.deviation:.1%} from those of its own forward pass"
         else:
@@ -150,3 +177,21 @@ class PoolDecoder:
             f"{name} ({type(self.network).__name__}) cannot be decoded as a tree: {problem}; use a decoder-only model "
             "with plain causal or sliding-window attention in every layer"
         )
+
+
+def _windows(network: Any, name: str) -> list[int]:
+    """How far back each layer sees by the model's config, in tokens; 0 is everything.
+
+    Raises:
+        ModelError: a layer is neither full nor sliding-window attention.
+    """
+    config = network.config.get_text_config()
+    window = int(getattr(config, "sliding_window", None) or 0)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        used = getattr(config, "use_sliding_window", True)
+        return [window if used else 0] * config.num_hidden_layers
+    odd = [kind for kind in kinds if kind not in {"full_attention", "sliding_attention"}]
+    if odd:
+        raise ModelError(f"{name} ({type(network).__name__}) cannot be decoded as a tree: it has layers of {odd[0]}")
+    return [window if kind == "sliding_attention" else 0 for kind in kinds]

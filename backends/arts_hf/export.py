@@ -17,8 +17,20 @@ from arts_plugin.checkpoint import GGUF_ADAPTER, HEAD_FILE, Backbone, Card
 from arts_plugin.errors import ModelError
 
 _PREFIX = "base_model.model."
-_ROTARY_HALVES = frozenset({"llama"})
+_PAIRED = frozenset({"llama", "granite", "smollm3", "arcee"})
 """Architectures whose q and k rows GGUF files hold in another order (pairs of rotary dimensions side by side)."""
+_AS_IS = frozenset({"qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3", "olmo2"})
+"""Architectures whose GGUF files hold all rows in the order of transformers."""
+
+_NO_PLACE = (
+    "use_dora",
+    "use_rslora",
+    "modules_to_save",
+    "rank_pattern",
+    "alpha_pattern",
+    "fan_in_fan_out",
+    "lora_bias",
+)
 
 Array = npt.NDArray[Any]
 
@@ -41,6 +53,11 @@ def export(folder: Path, out: Path, base: Path) -> Card:
     gguf_file.check(base)
     reader = gguf.GGUFReader(base)
     arch = _text(reader, "general.architecture")
+    if arch not in _PAIRED | _AS_IS:
+        raise ModelError(
+            f"{base} is of architecture {arch!r}, and the order of its rows is not known here; known are "
+            f"{', '.join(sorted(_PAIRED | _AS_IS))}"
+        )
     n_embd = _number(reader, f"{arch}.embedding_length")
     if n_embd != card.backbone.n_embd:
         raise ModelError(
@@ -66,7 +83,7 @@ def export(folder: Path, out: Path, base: Path) -> Card:
             raise ModelError(
                 f"the adapter's {module} is {up.shape[0]} x {down.shape[1]}, and {name} in {base} is {height} x {width}"
             )
-        if arch in _ROTARY_HALVES and name.endswith(("attn_q", "attn_k")):
+        if arch in _PAIRED and name.endswith(("attn_q", "attn_k")):
             up = _paired(up, heads if name.endswith("attn_q") else kv_heads)
         writer.add_tensor(f"{name}.weight.lora_a", down)
         writer.add_tensor(f"{name}.weight.lora_b", up)
@@ -96,12 +113,11 @@ def _adapter(folder: Path) -> tuple[dict[str, Array], float]:
     if not file.exists():
         raise ModelError(f"{folder} holds no adapter_model.safetensors")
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    odd = [name for name in ("use_dora", "use_rslora") if config.get(name)]
-    if odd or config.get("modules_to_save"):
-        raise ModelError(
-            f"the adapter in {folder} uses {', '.join(odd) or 'modules_to_save'}, which GGUF has no place for"
-        )
+    odd = [name for name in _NO_PLACE if config.get(name)]
     tensors = {key: np.asarray(value, dtype=np.float32) for key, value in load_file(file).items()}
+    odd += [key for key in tensors if not key.endswith((".lora_A.weight", ".lora_B.weight"))][:1]
+    if odd:
+        raise ModelError(f"the adapter in {folder} uses {', '.join(odd)}, which a GGUF adapter has no place for")
     return tensors, float(config["lora_alpha"])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,6 @@ from transformers.generation import (
     EosTokenCriteria,
     MaxLengthCriteria,
     MinPLogitsWarper,
-    StopStringCriteria,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -27,7 +26,7 @@ from arts_plugin.tree import ReasoningTree
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p")
 _OWN_WARPERS = (TemperatureLogitsWarper, TopPLogitsWarper, TopKLogitsWarper, MinPLogitsWarper)
-_OWN_CRITERIA = (MaxLengthCriteria, EosTokenCriteria, StopStringCriteria)
+_OWN_CRITERIA = (MaxLengthCriteria, EosTokenCriteria)
 
 
 @dataclass
@@ -46,6 +45,8 @@ def arts_generate(
     generation_config: Any = None,
     *,
     arts_tokenizer: Any = None,
+    arts_stop: Sequence[str] = (),
+    arts_questions: Sequence[str] | None = None,
     arts: Mapping[str, Any] | None = None,
     **model_kwargs: Any,
 ) -> torch.Tensor | ArtsGenerateOutput:
@@ -54,9 +55,12 @@ def arts_generate(
     Args:
         arts_tokenizer: the model's tokeniser (`tokenizer=` is not handed on by transformers); default: loaded from
             where the model came from.
+        arts_stop: texts that end a trajectory (transformers keeps `stop_strings` and the tokeniser that they need from
+            custom methods).
+        arts_questions: the bare question in each row, for scorers that put it into a prompt of their own.
         arts: settings (see `arts_plugin.settings.Settings`): strategy, verifier, budget_trajectories, width...
 
-    From the generation config come max_new_tokens (or max_length), stop_strings and num_return_sequences and, with
+    From the generation config come max_new_tokens (or max_length), eos_token_id and num_return_sequences and, with
     do_sample=True, temperature, top_p, top_k and min_p; without it the search samples at its own defaults, since a
     greedy model has nothing to search among. `strategy="greedy"` is greedy.
 
@@ -79,9 +83,14 @@ def arts_generate(
     tokenizer = arts_tokenizer if arts_tokenizer is not None else _tokenizer_of(model)
     before, training = model.config._attn_implementation, model.training
     try:
-        backend: Any = HfBackend.of(model.eval(), tokenizer, settings, features=settings.verifier != "none")
+        backend: Any = HfBackend.of(
+            model.eval(), tokenizer, settings, features=settings.verifier != "none", generation_config=config
+        )
         try:
-            trees = _search(Arts(settings, engine=backend), prompts, tokenizer, config)
+            found = [_prompt(tokenizer, ids) for ids in prompts]
+            if arts_questions is not None:
+                found = [replace(p, user=user) for p, user in zip(found, arts_questions, strict=True)]
+            trees = _search(Arts(settings, engine=backend), found, arts_stop)
         finally:
             backend.close()
     finally:
@@ -118,7 +127,9 @@ def _refuse(config: Any, processors: Sequence[Any], criteria: Sequence[Any]) -> 
     odd = [type(p).__name__ for p in processors if not isinstance(p, _OWN_WARPERS)]
     odd += [type(c).__name__ for c in criteria if not isinstance(c, _OWN_CRITERIA)]
     if odd:
-        raise SettingsError(f"a tree search does not apply {', '.join(odd)}; leave out what asks for it")
+        raise SettingsError(
+            f"a tree search does not apply {', '.join(odd)}; leave out what asks for it (arts_stop= names stop strings)"
+        )
 
 
 def _tokenizer_of(model: Any) -> Any:
@@ -131,14 +142,15 @@ def _tokenizer_of(model: Any) -> Any:
         raise SettingsError(f"no tokeniser found for {name!r}: pass arts_tokenizer=tokenizer to generate") from error
 
 
-def _search(searcher: Arts, prompts: Sequence[list[int]], tokenizer: Any, config: Any) -> list[ReasoningTree]:
-    stops = config.stop_strings or ()
-    stops = (stops,) if isinstance(stops, str) else tuple(stops)
+def _prompt(tokenizer: Any, ids: Sequence[int]) -> Prompt:
+    """A row's prompt. Its text is without BOS, which whoever reads it puts there himself."""
+    read = ids[1:] if tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id] else ids
+    return Prompt(tokenizer.decode(read), tuple(ids))
+
+
+def _search(searcher: Arts, prompts: Sequence[Prompt], stops: Sequence[str]) -> list[ReasoningTree]:
     trees: dict[int, ReasoningTree] = {}
-    jobs = (
-        searcher.job(Prompt(tokenizer.decode(ids), tuple(ids)), stops=stops, meta={"row": row})
-        for row, ids in enumerate(prompts)
-    )
+    jobs = (searcher.job(prompt, stops=tuple(stops), meta={"row": row}) for row, prompt in enumerate(prompts))
     for event in searcher.events(jobs):
         if event.kind == "finished":
             trees[event.job.meta["row"]] = event.tree

@@ -39,9 +39,10 @@ class Layout:
     Attributes:
         name: of the scorer.
         model: the published model, used unless `verifier_model` names another.
-        prompt: text before the first step; `{question}` is the question.
+        prompt: text before the first step; `{question}` is the question, `{bos}` the tokeniser's BOS, if it has one.
         step: a step; `{step}` is its text without white space around it. Judged at its last token.
         between: what follows a step before the next one.
+        before: what stands before the first step.
         readout: how a hidden state becomes a probability.
         aggregate: how a trace's score comes from its steps' log-probabilities, by default.
         source: where the layout is described.
@@ -55,6 +56,7 @@ class Layout:
     readout: LinearHead | TokenPair
     aggregate: PathAggregate
     source: str
+    before: str = ""
 
 
 _LLAMA_USER = "<|start_header_id|>user<|end_header_id|>\n\n"
@@ -77,7 +79,7 @@ LAYOUTS = (
     Layout(
         name="skywork_prm",
         model="Skywork/Skywork-o1-Open-PRM-Qwen-2.5-1.5B",
-        prompt="{question}\n",
+        prompt="{bos}{question}\n",
         step="{step}\n",
         between="",
         readout=LinearHead(("v_head.summary",), classes=1),
@@ -87,7 +89,8 @@ LAYOUTS = (
     Layout(
         name="rlhflow_prm",
         model="RLHFlow/Llama3.1-8B-PRM-Deepseek-Data",
-        prompt=f"<|begin_of_text|>{_LLAMA_USER}{{question}} ",
+        prompt=f"<|begin_of_text|>{_LLAMA_USER}{{question}}",
+        before=" ",
         step=f"{{step}}{_LLAMA_ASSISTANT}",
         between=f"+<|eot_id|>{_LLAMA_USER}",
         readout=TokenPair("+", "-"),
@@ -97,7 +100,8 @@ LAYOUTS = (
     Layout(
         name="math_shepherd",
         model="peiyi9979/math-shepherd-mistral-7b-prm",
-        prompt="<s>{question} ",
+        prompt="<s>{question}",
+        before=" ",
         step="{step} \u043a\u0438",
         between="\n",
         readout=TokenPair("+", "-"),

@@ -186,9 +186,11 @@ def train(
 ) -> Card:
     """Train on graded trees and write the verifier to `out`; its card.
 
+    Under torchrun or accelerate each process has a share of the trees, and the first one saves.
+
     Raises:
         ModelError: the backbone cannot be loaded.
-        ArtsError: no tree is short enough.
+        ArtsError: no tree is short enough, or `batch_problems` cannot be shared by the processes.
     """
     folder = Path(out)
     torch.manual_seed(settings.seed)
@@ -221,18 +223,26 @@ def train(
         numpy_head(head).save(folder / HEAD_FILE)
 
     keep = _KeepBest(model, watch, save, say)
-    _trainer(model, fit_on, settings, folder, keep).train()
-    made.save(folder)  # last: a folder with a card is whole
+    trainer = _trainer(model, fit_on, settings, folder, keep)
+    trainer.train()
+    if trainer.is_world_process_zero():
+        made.save(folder)  # last: a folder with a card is whole
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
     return made
 
 
 def _trainer(model: FlowModel, items: list[Item], settings: LoraSettings, folder: Path, keep: _KeepBest) -> FlowTrainer:
     processes = transformers.TrainingArguments(output_dir=str(folder), use_cpu=settings.device == "cpu").world_size
+    if settings.batch_problems % processes:
+        raise ArtsError(
+            f"batch_problems is {settings.batch_problems}, which {processes} processes cannot share equally"
+        )
     arguments = transformers.TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=1,
-        gradient_accumulation_steps=max(1, settings.batch_problems // processes),
+        gradient_accumulation_steps=settings.batch_problems // processes,
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         lr_scheduler_type="cosine",
@@ -246,6 +256,8 @@ def _trainer(model: FlowModel, items: list[Item], settings: LoraSettings, folder
         disable_tqdm=True,
         ddp_find_unused_parameters=False,
     )
+    # Several GPUs in one process would mean DataParallel, which cannot split trees: one GPU a process.
+    arguments._n_gpu = min(1, arguments.n_gpu)
     groups = [
         {"params": [p for p in model.body.parameters() if p.requires_grad], "lr": settings.learning_rate},
         {"params": list(model.head.parameters()), "lr": settings.head_rate},

@@ -33,6 +33,7 @@ class KvPool:
         self._layers: dict[int, torch.Tensor] = {}
         self._shapes: dict[int, tuple[int, int, int]] = {}
         self._cells = 0
+        self._tight = False
 
     @property
     def bytes(self) -> int:
@@ -47,7 +48,20 @@ class KvPool:
     def reserve(self, cells: int) -> None:
         """Make room for the cells 0 to `cells` - 1 in each layer, once it is written to."""
         if cells > self._cells:
-            self._cells = max(cells, self._cells + max(_CHUNK, self._cells // _GROWTH))
+            spare = 0 if self._tight else max(_CHUNK, self._cells // _GROWTH)
+            self._cells = max(cells, self._cells + spare)
+
+    def shrink(self) -> tuple[bool, int]:
+        """After an allocation that failed: undo a growth that did not come to every layer.
+
+        Returns:
+            whether a smaller growth can still be tried, and the cells that every layer has.
+        """
+        whole = min(map(len, self._layers.values()), default=0)
+        if whole >= self._cells:
+            return False, self._cells
+        first, self._tight, self._cells = not self._tight, True, whole
+        return first, whole
 
     def write(self, layer: int, cells: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """Store `key` and `value` [n, heads, width] in `cells` [n]."""

@@ -41,10 +41,8 @@ class PrmBody:
 
     def states(self, items: Sequence[Item], at: Sequence[int]) -> FloatArray:
         """Log-probabilities in place of hidden states, [len(at), 1]: they are all that anybody asks for."""
-        hidden = self.decoder.hidden(items)
-        index = torch.tensor(at, dtype=torch.long, device=hidden.device)
         with torch.inference_mode():
-            return np.asarray(self.read(hidden[index])[:, None].float().cpu().numpy())
+            return np.asarray(self.read(self.decoder.hidden_at(items, at))[:, None].float().cpu().numpy())
 
 
 class PrmVerifier(BackboneVerifier):
@@ -60,31 +58,54 @@ class PrmVerifier(BackboneVerifier):
 
     def __init__(self, body: PrmBody, layout: Layout, aggregate: PathAggregate | None = None) -> None:
         super().__init__(body, layout.name, aggregate or layout.aggregate)
-        self.layout = layout
-        self._tokenize = body.vocabulary.tokenize
+        self.layout, self.vocabulary = layout, body.vocabulary
 
     def read_prompt(self, state: StateView) -> Sequence[int]:
         """The question in its layout."""
-        return self._fill(self.layout.prompt, question=state.question.strip())
+        return self._fill(self.layout.prompt, False, question=state.question.strip())
 
     def read_step(self, state: StateView, first: bool) -> Sequence[int]:
         """A step with its tag; a step without text has none."""
         step = state.step_text.strip()
         if not step:
             return []
-        return self._fill(("" if first else self.layout.between) + self.layout.step, step=step)
+        return self._fill((self.layout.before if first else self.layout.between) + self.layout.step, True, step=step)
 
     def outputs(self, rows: FloatArray) -> npt.NDArray[np.float64]:
         """What the body has read; the prompt by itself is neither good nor bad."""
         return np.asarray(rows[:, 0], dtype=np.float64)
 
-    def _fill(self, template: str, **texts: str) -> list[int]:
-        """Tokens of a template with texts in it. The template's special tokens are tokens, those in texts are text."""
+    def _fill(self, template: str, continued: bool, **texts: str) -> list[int]:
+        """Tokens of a template with texts in it. The template's special tokens are tokens, those in texts are text;
+        the rest is tokenised between special tokens, not piece by piece, as it is in the strings of training.
+
+        Args:
+            continued: whether other tokens stand before these.
+        """
         tokens: list[int] = []
+        plain = ""
+        texts["bos"] = ""
+        if self.vocabulary.bos is not None and template.startswith("{bos}"):
+            tokens.append(self.vocabulary.bos)
         for i, part in enumerate(re.split(r"\{(\w+)\}", template.replace("{{}}", "\0"))):
-            text = texts[part] if i % 2 else part.replace("\0", "{}")
-            tokens += self._tokenize(text, special=not i % 2) if text else []
-        return tokens
+            if i % 2:
+                plain += texts[part]
+                continue
+            for j, piece in enumerate(re.split(f"({self.vocabulary.special.pattern})", part.replace("\0", "{}"))):
+                if j % 2:
+                    tokens += [
+                        *self._text(plain, continued and not tokens),
+                        *self.vocabulary.tokenize(piece, special=True),
+                    ]
+                    plain = ""
+                else:
+                    plain += piece
+        return [*tokens, *self._text(plain, continued and not tokens)]
+
+    def _text(self, text: str, continued: bool) -> list[int]:
+        if not text:
+            return []
+        return self.vocabulary.continuation(text) if continued else self.vocabulary.tokenize(text)
 
 
 def load(layout: Layout, settings: Settings) -> PrmVerifier:

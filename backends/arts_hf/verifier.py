@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +12,7 @@ import torch
 from arts_hf import attention, backbone, loading
 from arts_hf.runtime import HfRuntime
 from arts_hf.vocabulary import HfVocabulary
-from arts_plugin.backbone_verifier import N_CTX, Item, ValueBackboneVerifier
+from arts_plugin.backbone_verifier import Item, ValueBackboneVerifier, body_settings
 from arts_plugin.backend import FloatArray
 from arts_plugin.checkpoint import Card
 from arts_plugin.errors import ModelError
@@ -21,6 +20,9 @@ from arts_plugin.settings import Settings
 from arts_plugin.training.packing import pack
 from arts_plugin.tree import ReasoningTree
 from arts_plugin.value_head import ValueHead, path_least
+
+_PACKED = 8192
+"""Tokens of a tree that is scored in one pass, at most."""
 
 
 class HfBody:
@@ -38,10 +40,8 @@ class HfBody:
         return self.runtime.model.encode(text).token_ids
 
     def states(self, items: Sequence[Item], at: Sequence[int]) -> FloatArray:
-        """One flat forward pass for all items."""
-        hidden = self.runtime.hidden(items)
-        index = torch.tensor(at, dtype=torch.long, device=hidden.device)
-        return np.asarray(hidden[index].float().cpu().numpy())
+        """Flat forward passes, one if the items are not many."""
+        return np.asarray(self.runtime.hidden_at(items, at).float().cpu().numpy())
 
 
 class HfVerifier(ValueBackboneVerifier):
@@ -53,6 +53,8 @@ class HfVerifier(ValueBackboneVerifier):
         """The scores of all states of a recorded tree, [n_nodes]."""
         runtime = self.body.runtime
         packed = pack(tree, self.body.tokenize, self.body.tokenize_prompt)
+        if len(packed.tokens) > _PACKED:  # its mask grows with the square
+            return super().score_recorded(tree)
         runtime.network.set_attn_implementation("sdpa")
         try:
             with torch.inference_mode():
@@ -67,26 +69,28 @@ class HfVerifier(ValueBackboneVerifier):
         return path_least(outputs, [node.parent for node in tree.nodes])
 
 
-def load(folder: Path, card: Card, head: ValueHead, *, n_ctx: int = N_CTX, **options: Any) -> HfVerifier:
-    """Load the backbone that the card names and put the adapter on.
-
-    Args:
-        options: settings of the model: dtype, device, or another place for the backbone (`model`).
+def load(folder: Path, card: Card, head: ValueHead, settings: Settings) -> HfVerifier:
+    """Load the backbone that the card names, or `verifier_model`, and put the adapter on.
 
     Raises:
         ModelError: the backbone or the adapter cannot be loaded, or they do not belong together.
     """
     assert card.backbone is not None
-    settings = Settings.of({"model": card.backbone.source, "n_ctx": n_ctx, **options})
+    settings = body_settings(card, settings)
     try:
         loaded = loading.load(settings)
     except ModelError as error:
-        raise ModelError(f"verifier {card.name!r} needs its model {card.backbone.source}: {error}") from error
+        raise ModelError(
+            f"verifier {card.name!r} needs its model {settings.model}: {error}; verifier_model= names another place"
+        ) from error
     if (found := loading.digest(loaded.source)) != card.backbone.digest:
         raise ModelError(
             f"verifier {card.name!r} was trained on {card.backbone.name} ({card.backbone.digest[:23]}...), and "
             f"{loaded.source} holds other weights ({found[:23]}...)"
         )
-    body = backbone.put_on(loaded.model, folder / backbone.ADAPTER).merge_and_unload()
+    adapted = backbone.put_on(loaded.model, folder / backbone.ADAPTER)
+    # Merged into 16-bit weights, what an adapter adds would be rounded away.
+    exact = loaded.model.dtype == torch.float32
+    body = adapted.merge_and_unload() if exact else adapted.get_base_model()
     vocabulary = HfVocabulary(loaded.tokenizer, body.config, body.generation_config, card.backbone.name)
     return HfVerifier(HfBody(HfRuntime(body.eval(), vocabulary, settings, features=True)), head, card)

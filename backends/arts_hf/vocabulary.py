@@ -117,6 +117,20 @@ class HfVocabulary:
         clean = text.encode("utf-8", "replace").decode()
         return list(self.tokenizer(clean, add_special_tokens=False, split_special_tokens=not special).input_ids)
 
+    def continuation(self, text: str) -> list[int]:
+        """Tokens of `text` where other text stands before it.
+
+        SentencePiece's vocabularies put a space before what they take for the beginning of a text; a line break, which is
+        a token of its own there, stands in for what came before.
+        """
+        if not self._adds_space:
+            return self.tokenize(text)
+        return self.tokenize("\n" + text)[len(self.tokenize("\n")) :]
+
+    @cached_property
+    def _adds_space(self) -> bool:
+        return self.tokenize("\na") != [*self.tokenize("\n"), *self.tokenize("a")]
+
     def encode(self, text: str) -> Prompt:
         """A plain prompt: user text, so no special tokens; BOS if the model wants one."""
         tokens = self.tokenize(text)
@@ -129,14 +143,15 @@ class HfVocabulary:
             ModelError: the model has no chat template, or its template fails.
         """
         text, tokens = chat.encode(
-            messages, self._special, lambda safe: self._render(safe, add_generation_prompt), self.tokenize
+            messages, self.special, lambda safe: self._render(safe, add_generation_prompt), self.tokenize
         )
         if self.bos is not None and self.adds_bos and tokens[:1] != [self.bos]:
             tokens.insert(0, self.bos)  # a template that carries its own BOS must not get a second one
         return Prompt(text, tuple(tokens), chat.last_user(messages))
 
     @cached_property
-    def _special(self) -> re.Pattern[str]:
+    def special(self) -> re.Pattern[str]:
+        """Finds the texts of added tokens."""
         return chat.special_pattern(token.content for token in self._added.values())
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from arts_llama_cpp.bindings import last_errors
 from arts_llama_cpp.context import LlamaContext
 from arts_llama_cpp.model import LlamaModel
 from arts_plugin import gguf_file
-from arts_plugin.backbone_verifier import N_CTX, Item, ValueBackboneVerifier
+from arts_plugin.backbone_verifier import Item, ValueBackboneVerifier, body_settings
 from arts_plugin.backend import FloatArray
 from arts_plugin.checkpoint import GGUF_ADAPTER, Card
 from arts_plugin.engine.kv import CacheFullError
@@ -54,19 +53,21 @@ class LlamaBody:
         return np.concatenate(found) if found else np.empty((0, self.context.model.n_embd), dtype=np.float32)
 
 
-def load(folder: Path, card: Card, head: ValueHead, *, n_ctx: int = N_CTX, **options: Any) -> ValueBackboneVerifier:
-    """Load the GGUF model that the card names, with the adapter beside the card.
+def load(folder: Path, card: Card, head: ValueHead, settings: Settings) -> ValueBackboneVerifier:
+    """Load the GGUF model that the card names, or `verifier_model`, with the adapter beside the card.
 
     Raises:
         ModelError: the model or the adapter cannot be loaded, or they do not belong together.
     """
     assert card.backbone is not None
-    settings = Settings.of({"model": card.backbone.source, "n_ctx": n_ctx, **options})
-    path = locate(settings.model)
+    settings = body_settings(card, settings)
     try:
+        path = locate(settings.model)
         model = LlamaModel(path, settings)
     except ModelError as error:
-        raise ModelError(f"verifier {card.name!r} needs its model {card.backbone.source}: {error}") from error
+        raise ModelError(
+            f"verifier {card.name!r} needs its model {settings.model}: {error}; verifier_model= names another place"
+        ) from error
     if (found := gguf_file.tensor_digest(path)) != card.backbone.digest:
         raise ModelError(
             f"verifier {card.name!r} was exported for {card.backbone.name} ({card.backbone.digest[:23]}...), and {path} "

@@ -87,9 +87,10 @@ def main() -> None:
     parser.add_argument("--feature", default="mean_last")
     parser.add_argument("--loss", default="rfm_mean")
     parser.add_argument("--heads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, help="JSON lines to append to")
     arguments = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(arguments.threads)
     trees, _ = read_runs([arguments.run])
     base = TrainingSettings(feature=arguments.feature, heads=arguments.heads)
     first: Comparison | None = None

@@ -8,12 +8,14 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from arts_hf import attention  # noqa: E402
+from arts_hf import attention, prefixes  # noqa: E402
+from arts_hf.pool import KvPool  # noqa: E402
 from arts_hf.runtime import HfRuntime  # noqa: E402
 from arts_plugin.engine.kv import CacheFullError, KvSequence  # noqa: E402
 from arts_plugin.engine.runtime import Row  # noqa: E402
@@ -34,7 +36,14 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2Config", {}),
     "qwen3": ("Qwen3Config", {"head_dim": 16}),
     "mistral, window 7": ("MistralConfig", {"sliding_window": 7, "head_dim": 8}),
-    "gemma3, window 5": ("Gemma3TextConfig", {"sliding_window": 5, "head_dim": 16}),
+    "gemma3, window 5": (
+        "Gemma3TextConfig",
+        {
+            "sliding_window": 5,
+            "head_dim": 16,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
     "phi3": ("Phi3Config", {"pad_token_id": 0}),
     "one key head": ("LlamaConfig", {"num_key_value_heads": 1}),
     "as many key heads": ("LlamaConfig", {"num_key_value_heads": 4}),
@@ -71,12 +80,18 @@ def test_every_kind_is_checked() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("grouped", [False, True], ids=["", "grouped by length"])
+@pytest.mark.parametrize("way", ["gathered", "grouped by length", "cascade", "cascade, grouped"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_trees_equal_full_recompute(kind: str, grouped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trees_equal_full_recompute(kind: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prefill, forks, ragged lengths, dropped branches and reused cells, beyond the window: every hidden state."""
-    if grouped:
+    calls = []
+    if "grouped" in way:
         monkeypatch.setattr(attention, "_GROUP", 2)
+    if "cascade" in way:
+        monkeypatch.setattr(prefixes, "MEMBERS", 2)
+        monkeypatch.setattr(prefixes, "LENGTH", 1)
+        cascade = attention._cascade
+        monkeypatch.setattr(attention, "_cascade", lambda *a: calls.append(1) or cascade(*a))
     made = runtime(kind)
     numbers = random.Random(5)
     draw = lambda count: [numbers.randrange(97) for _ in range(count)]  # noqa: E731
@@ -110,6 +125,41 @@ def test_trees_equal_full_recompute(kind: str, grouped: bool, monkeypatch: pytes
         assert torch.allclose(torch.tensor(list(map(list, states))), want, atol=2e-5), kind
     distinct = {tuple(s.tokens[:i]) for s, _ in branches for i in range(1, len(s) + 1)}
     assert made.kv.used == len(distinct)
+    assert bool(calls) == ("cascade" in way)
+
+
+def test_prefixes_that_are_shared() -> None:
+    """Groups cover all sequences once, share what they say they share, and read no more cells than any one level would."""
+    few_shot = list(range(1000, 1300))
+    questions = [[*few_shot, *range(start, start + 80)] for start in (2000, 3000)]
+    cells = [[*questions[i % 2], *range(10_000 + 100 * i, 10_010 + 100 * i + i)] for i in range(16)]
+    cells += [[*range(50_000, 50_020)]]
+    views = [np.array(row, dtype=np.int32) for row in cells]
+    found = prefixes.shared_prefixes(views)
+    assert sorted(i for members, _ in found for i in members) == list(range(17))
+    assert sorted((len(members), length) for members, length in found) == [(1, 0), (8, 380), (8, 380)]
+    # Questions shorter than what the few-shot text is worth stay together.
+    short = [np.array([*few_shot, 2000 + i % 8, 9000 + i], dtype=np.int32) for i in range(32)]
+    assert [(len(m), n) for m, n in prefixes.shared_prefixes(short)] == [(32, 300)]
+    numbers = random.Random(3)
+    tree: list[list[int]] = [list(range(60))]
+    for i in range(60):
+        parent = numbers.choice(tree)
+        tree.append(
+            [
+                *parent[: numbers.randrange(20, len(parent) + 1)],
+                *range(1000 * (i + 1), 1000 * (i + 1) + numbers.randrange(1, 90)),
+            ]
+        )
+    views = [np.array([*row, 10**6 + i], dtype=np.int32) for i, row in enumerate(tree)]
+    found = prefixes.shared_prefixes(views)
+    assert sorted(i for members, _ in found for i in members) == list(range(61))
+    for members, length in found:
+        assert all((views[i][:length] == views[members[0]][:length]).all() for i in members)
+        assert all(len(views[i]) > length for i in members)
+    read = sum(length + sum(len(views[i]) - length for i in members) for members, length in found)
+    assert read < sum(map(len, views))
+    assert prefixes.shared_prefixes([views[0]]) == [([0], 0)]
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3, window 5"])
@@ -159,6 +209,32 @@ def test_out_of_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> None
         made.rows([Row(made.kv.new(), 1)], False)
 
 
+def test_a_pool_that_cannot_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that ends while the pool grows, in the middle of a pass, is a cache that is full at what it has; what was
+    there is whole, and smaller work goes on."""
+    made, whole = runtime("llama"), runtime("llama")
+    grow = KvPool._grow
+    limit = 650
+
+    def scarce(self: KvPool, layer: int, *others: Any) -> Any:
+        if self._cells > limit and layer == 1:
+            raise torch.OutOfMemoryError("pretended")
+        return grow(self, layer, *others)
+
+    monkeypatch.setattr(KvPool, "_grow", scarce)
+    base = made.kv.new()
+    tokens = [3 * i % 90 for i in range(500)]
+    made._forward([(base, token) for token in tokens])
+    with pytest.raises(CacheFullError, match="memory for 512 cells"):
+        made._forward([(base, token) for token in tokens[:200]])
+    assert made.kv.n_cells == 512 and made.kv.used == len(base) == 500
+    got = made._forward([(base, 5), (base, 6)])
+    monkeypatch.undo()
+    other = whole.kv.new()
+    want = whole._forward([(other, token) for token in [*tokens, 5, 6]])[-2:]
+    assert torch.allclose(got, want, atol=2e-5)
+
+
 class Shifted(torch.nn.Module):
     """A decoder that does something else with attention than the check can see through."""
 
@@ -190,7 +266,7 @@ def test_other_attention_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4)", None),
         ("Gemma2Config(**COMMON, head_dim=8)", "softcap"),
-        ("MambaConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2)", "only 0 of its 2 layers"),
+        ("MambaConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2)", "it has layers of linear_attention"),
     ],
 )
 def test_architectures_that_differ(config: str, message: str | None) -> None:

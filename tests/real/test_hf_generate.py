@@ -14,8 +14,11 @@ transformers = pytest.importorskip("transformers")
 
 from arts_hf.generate import ArtsGenerateOutput, arts_generate  # noqa: E402
 from arts_hf.loading import load  # noqa: E402
+from arts_plugin import hookimpl  # noqa: E402
 from arts_plugin.errors import SettingsError  # noqa: E402
+from arts_plugin.plugins import plugins  # noqa: E402
 from arts_plugin.settings import Settings  # noqa: E402
+from arts_plugin.verifier import LogprobScorer  # noqa: E402
 
 ARTS = {"strategy": "best_of_n", "budget_trajectories": 3, "verifier": "none"}
 CHATS = [
@@ -74,6 +77,50 @@ def test_a_search(loaded: Any, inputs: Any) -> None:
         assert tree.meta["row"] == row
 
 
+def test_what_ends_a_trajectory(loaded: Any, inputs: Any) -> None:
+    """Stop texts of ours, and the call's own end-of-sequence token."""
+    options = {
+        **inputs, "max_new_tokens": 24, "do_sample": False, "return_dict_in_generate": True,
+        "custom_generate": arts_generate, "arts_tokenizer": loaded.tokenizer,
+        "arts": {"strategy": "greedy", "verifier": "none"},
+    }  # fmt: skip
+    free = [tree.text for tree in loaded.model.generate(**options).trees]
+    word = free[0].split()[3]
+    cut = loaded.model.generate(**options, arts_stop=[word]).trees[0]
+    assert cut.text == free[0][: free[0].index(word)]
+    assert cut.trajectories()[0].stop == "stop"
+    token = loaded.tokenizer(f" {word}", add_special_tokens=False).input_ids[0]
+    ended = loaded.model.generate(**options, eos_token_id=token).trees[0]
+    assert ended.trajectories()[0].stop == "eos"
+    assert free[0].startswith(ended.text) and word not in ended.text
+
+
+def test_questions_for_scorers_with_a_prompt_of_their_own(loaded: Any, inputs: Any) -> None:
+    """The verifier sees the bare question of each row."""
+    seen = []
+
+    class Spy(LogprobScorer):
+        def score(self, states: Any) -> Any:
+            seen.extend(state.question for state in states)
+            return super().score(states)
+
+    class Plugin:
+        @hookimpl
+        def arts_register_verifiers(self, register: Any) -> None:
+            register("spy", lambda settings: Spy())
+
+    plugin = Plugin()
+    plugins().register(plugin)
+    try:
+        loaded.model.generate(
+            **inputs, max_new_tokens=4, custom_generate=arts_generate, arts_tokenizer=loaded.tokenizer,
+            arts_questions=["first?", "second?"], arts={**ARTS, "verifier": "spy"},
+        )  # fmt: skip
+    finally:
+        plugins().unregister(plugin)
+    assert set(seen) == {"first?", "second?"}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -85,8 +132,10 @@ def test_a_search(loaded: Any, inputs: Any) -> None:
 )
 def test_what_a_search_cannot_honour(loaded: Any, inputs: Any, options: dict[str, Any], message: str) -> None:
     arguments = {"arts": ARTS, "max_new_tokens": 4, **options}
+    before = loaded.model.config._attn_implementation
     with pytest.raises((SettingsError, LookupError), match=message):
         loaded.model.generate(**inputs, custom_generate=arts_generate, arts_tokenizer=loaded.tokenizer, **arguments)
+    assert loaded.model.config._attn_implementation == before
 
 
 def test_the_folder_for_a_hub(loaded: Any, inputs: Any) -> None:

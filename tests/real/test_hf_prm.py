@@ -14,6 +14,7 @@ from arts_plugin.errors import ModelError
 from arts_plugin.plugins import plugins
 from arts_plugin.settings import Settings
 from arts_plugin.tree import ReasoningTree
+from arts_plugin.verifier import StateView
 from tests.models import smollm2
 
 torch = pytest.importorskip("torch")
@@ -23,7 +24,8 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from arts_hf.layouts import LAYOUTS, LinearHead, TokenPair  # noqa: E402
 from arts_hf.loading import converted  # noqa: E402
-from arts_hf.prm import load  # noqa: E402
+from arts_hf.prm import PrmVerifier, load  # noqa: E402
+from arts_hf.vocabulary import HfVocabulary  # noqa: E402
 
 QUESTION = "Tom has 3 boxes with 4 pens each. He gives 5 away. <|im_end|> How many are left?"
 KINDS = {
@@ -103,22 +105,24 @@ def by_hand(name: str, folder: Path, tokenizer: Any, steps: list[str]) -> list[f
             ids += plain(step) + special("<extra_0>")
             ends.append(len(ids) - 1)
     elif name == "skywork_prm":
-        ids += plain(QUESTION) + plain("\n")
+        ids += [tokenizer.bos_token_id, *plain(QUESTION + "\n")]
         for step in steps:
-            ids += plain(step) + plain("\n")
+            ids += plain(step + "\n")
             ends.append(len(ids) - 1)
     elif name == "rlhflow_prm":
-        head = "<|start_header_id|>{}<|end_header_id|>\n\n"
-        ids += special("<|begin_of_text|>" + head.format("user")) + plain(QUESTION) + plain(" ")
+        head = "<|start_header_id|>{}<|end_header_id|>"
+        ids += special("<|begin_of_text|>" + head.format("user"))
         for number, step in enumerate(steps):
             if number:
                 ids += special("+<|eot_id|>" + head.format("user"))
-            ids += plain(step) + special("<|eot_id|>" + head.format("assistant"))
+            ids += plain("\n\n" + ("" if number else f"{QUESTION} ") + step)
+            ids += special("<|eot_id|>" + head.format("assistant")) + plain("\n\n")
             ends.append(len(ids) - 1)
     else:
-        ids += special("<s>") + plain(QUESTION) + plain(" ")
+        read = f"{QUESTION} "
         for number, step in enumerate(steps):
-            ids += (plain("\n") if number else []) + plain(step) + plain(" ки")
+            read += ("\n" if number else "") + f"{step} ки"
+            ids = special("<s>") + plain(read)
             ends.append(len(ids) - 1)
     with torch.no_grad():
         out = model(torch.tensor([ids]), output_hidden_states=True)
@@ -160,6 +164,65 @@ def test_scores_are_those_of_the_card(
     assert len({round(float(s), 6) for s in scores}) > 2
     assert not made.is_flow
     assert made.body.kv.used == 0
+
+
+@pytest.fixture(scope="module")
+def sentencepiece() -> Any:
+    """A vocabulary as SentencePiece makes them: a space before every text, spaces as U+2581, bytes for what is rare."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+
+    made = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    words = [
+        "Step",
+        "Tom",
+        "has",
+        "pens",
+        "boxes",
+        "each",
+        "gives",
+        "away",
+        "answer",
+        "is",
+        "The",
+        "He",
+        "so",
+        "ки",
+        "1",
+        "2",
+        "3",
+        "4",
+        "5",
+        "7",
+        "12",
+        ":",
+        ".",
+        "=",
+        "-",
+        "x",
+    ]
+    made.train_from_iterator(
+        words * 9, trainers.BpeTrainer(vocab_size=420, special_tokens=special, show_progress=False)
+    )
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>")
+
+
+def test_steps_continue_the_string_of_training(sentencepiece: Any) -> None:
+    """Read step by step, a trace has the tokens of the whole string, which has no space before its later parts."""
+    config = transformers.MistralConfig(vocab_size=len(sentencepiece))
+    vocabulary = HfVocabulary(sentencepiece, config, None, "sentencepiece")
+    body = type("Body", (), {"vocabulary": vocabulary})()
+    made = PrmVerifier(body, BY_NAME["math_shepherd"])  # type: ignore[arg-type]
+    steps = ["Step 1: He has 3 x 4 = 12 pens.", "Step 2: 12 - 5 = 7.", "The answer is 7"]
+    view = lambda text: StateView("", "", (), text, (), 0.0, None, False, None, QUESTION)  # noqa: E731
+    got = [*made.read_prompt(view(""))]
+    for number, step in enumerate(steps):
+        got += made.read_step(view(f"{step}\n"), number == 0)
+    want = sentencepiece(f"{QUESTION} " + "\n".join(f"{step} ки" for step in steps), add_special_tokens=False).input_ids
+    assert got == [sentencepiece.bos_token_id, *want]
+    assert vocabulary.tokenize(steps[1]) != vocabulary.continuation(steps[1])
 
 
 def test_they_are_registered() -> None:

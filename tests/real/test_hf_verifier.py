@@ -269,7 +269,13 @@ def test_the_card_and_the_head_must_agree(tmp_path: Path) -> None:
     with pytest.raises(ArtsError, match="reads 33 numbers, and letters has 32"):
         checkpoint.load(tmp_path)
     head().save(tmp_path / checkpoint.HEAD_FILE)
-    with pytest.raises(ArtsError, match="needs its model nowhere"):
+    with pytest.raises(ArtsError, match="holds no adapter/adapter_model"):
         checkpoint.load(tmp_path)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / checkpoint.HF_ADAPTER).write_bytes(b"")
+    with pytest.raises(ArtsError, match=r"needs its model nowhere: .*verifier_model= names another place"):
+        checkpoint.load(tmp_path)
+    with pytest.raises(ArtsError, match="needs its model elsewhere"):
+        checkpoint.load(tmp_path, Settings.of(verifier_model="elsewhere"))
     assert Card.load(tmp_path) == card()
     assert replace(card(), backbone=None).backbone is None

@@ -1,0 +1,190 @@
+"""The paper's verifier from end to end on a real model: trained with LoRA on recorded trees, saved, loaded, exported to
+GGUF, and used in a search under llama.cpp. And two processes against one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from arts_plugin import Arts, checkpoint
+from arts_plugin.cli import main
+from arts_plugin.errors import ArtsError, ModelError
+from arts_plugin.run import read_trees
+from arts_plugin.settings import Settings
+from tests.models import THREADS, smollm2
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("peft")
+
+from scipy.stats import spearmanr  # noqa: E402
+
+from arts_hf.export import export  # noqa: E402
+from arts_plugin.backbone_verifier import BackboneVerifier  # noqa: E402
+
+POOLS = Path(__file__).parents[2] / "examples" / "verifier"
+TREES, LONGEST = 5, 9000
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real trees of Qwen2.5-Coder on GSM8K and SVAMP, short ones, so that a CPU learns from them in a minute."""
+    folder = tmp_path_factory.mktemp("pool")
+    subprocess.run([sys.executable, POOLS / "pools.py", POOLS / "pools" / "qwen-train", folder / "all"], check=True)
+    (folder / "run").mkdir()
+    (folder / "run" / "run.json").write_bytes((folder / "all" / "run.json").read_bytes())
+    grades = {json.loads(line)["key"]: line for line in (folder / "all" / "grades.jsonl").open()}
+    kept = []
+    for line in (folder / "all" / "trees.jsonl").open():
+        graded = set(json.loads(grades[json.loads(line)["meta"]["key"]])["correct"].values())
+        if len(graded) == 2 and len(line) < 40 * 1024:
+            kept.append(line)
+    kept = sorted(kept, key=len)[:TREES]
+    (folder / "run" / "trees.jsonl").write_text("".join(kept))
+    (folder / "run" / "grades.jsonl").write_text("".join(grades[json.loads(line)["meta"]["key"]] for line in kept))
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def lora(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained by the command, in float32."""
+    out = tmp_path_factory.mktemp("lora") / "verifier"
+    arguments = ["train", str(run), "--out", str(out), "--backbone", smollm2(), "--loss", "rfm", "--validation", "0.4",
+                 "--lora_epochs", "1", "--lora_batch_problems", "1", "--lora_learning_rate", "1e-3",
+                 "--lora_dtype", "float32", "--lora_device", "cpu"]  # fmt: skip
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.output
+    assert "times)" in done.output and "(kept)" in done.output and "use it with verifier=" in done.output
+    return out
+
+
+@pytest.fixture(scope="module")
+def loaded(lora: Path) -> Any:
+    return checkpoint.load(lora, Settings.of(dtype="float32", device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def exported(lora: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("gguf") / "verifier"
+    done = CliRunner().invoke(main, ["export", str(lora), "--gguf", str(out), "--base", smollm2()])
+    assert done.exit_code == 0, done.output
+    return out
+
+
+def scores(verifier: Any, run: Path) -> np.ndarray:
+    return np.concatenate([verifier.score_recorded(tree) for tree in read_trees(run)])
+
+
+def test_what_was_trained_is_what_is_loaded(lora: Path, loaded: Any, run: Path) -> None:
+    """The card says what it is; the adapters have learned something; reading by steps equals one packed pass."""
+    card = loaded.card
+    assert card.backbone is not None and card.training["r"] == 16 and card.training["loss"]["name"] == "rfm"
+    assert (lora / checkpoint.HF_ADAPTER).exists() and not list(lora.rglob("*.bin")) and not list(lora.rglob("*.pt"))
+    from safetensors.numpy import load_file
+
+    moved = [np.abs(v).max() for k, v in load_file(lora / checkpoint.HF_ADAPTER).items() if "lora_B" in k]
+    assert len(moved) == 7 * 30 and min(moved) > 0
+    tree = next(iter(read_trees(run)))
+    assert np.allclose(
+        loaded.verifier.score_recorded(tree), BackboneVerifier.score_recorded(loaded.verifier, tree), atol=2e-3
+    )
+    assert loaded.identity().keys() == {"name", "digest", "backbone"}
+
+
+def test_trained_again_only_if_something_changed(lora: Path, run: Path) -> None:
+    before = (lora / checkpoint.HF_ADAPTER).stat().st_mtime_ns
+    arguments = ["train", str(run), "--out", str(lora), "--backbone", smollm2(), "--loss", "rfm", "--validation", "0.4",
+                 "--lora_epochs", "1", "--lora_batch_problems", "1", "--lora_learning_rate", "1e-3",
+                 "--lora_dtype", "float32", "--lora_device", "cpu"]  # fmt: skip
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.output
+    assert "is kept" in done.output
+    assert (lora / checkpoint.HF_ADAPTER).stat().st_mtime_ns == before
+
+
+def test_llama_cpp_ranks_the_states_alike(loaded: Any, exported: Path, run: Path) -> None:
+    """The exported adapter over the quantised base, and not the base alone."""
+    there = checkpoint.load(exported, Settings.of(n_ctx=8192, n_threads=THREADS))
+    ours, theirs = scores(loaded.verifier, run), scores(there.verifier, run)
+    assert len(ours) > 100
+    assert spearmanr(ours, theirs).statistic >= 0.98
+    assert np.abs(ours - theirs).max() < 0.5 * np.ptp(ours)
+
+
+def test_a_search_that_it_guides(exported: Path) -> None:
+    """Under llama.cpp, with the model of the verifier beside the proposer; what differs from its training is said."""
+    with Arts(model=smollm2(), verifier=str(exported), max_gen_toks=48, budget_trajectories=3, n_ctx=2048, n_threads=THREADS) as arts:  # fmt: skip
+        tree = arts.solve("Tom has 3 pens and buys 2 more. How many pens does he have now?")
+    assert tree.scorer == "rfm" and tree.select in {"flow", "weighted_vote"}
+    assert len({node.log_flow for node in tree.nodes}) > 2
+    assert tree.cost.verifier_tokens > 0
+
+
+def test_what_cannot_be_exported(lora: Path, tmp_path: Path) -> None:
+    """Adapters that a GGUF has no place for, and a head that needs none."""
+    import shutil
+
+    odd = tmp_path / "odd"
+    shutil.copytree(lora, odd)
+    config = json.loads((odd / "adapter" / "adapter_config.json").read_text())
+    for key, value in (("use_dora", True), ("alpha_pattern", {"q_proj": 8}), ("rank_pattern", {"q_proj": 8})):
+        (odd / "adapter" / "adapter_config.json").write_text(json.dumps({**config, key: value}))
+        with pytest.raises(ModelError, match=rf"uses {key}, which a GGUF adapter has no place for"):
+            export(odd, tmp_path / "out", Path(smollm2()))
+    (odd / checkpoint.HF_ADAPTER).unlink()
+    with pytest.raises(ArtsError, match="holds no adapter/adapter_model"):
+        checkpoint.load(odd)
+
+
+TRAIN = """
+import sys
+from pathlib import Path
+import torch, transformers
+torch.set_num_threads(1)
+from arts_hf import loading
+from arts_plugin.training.train import train
+from arts_plugin.training.trainer import TrainingSettings
+from arts_hf.lora import LoraSettings
+lora = LoraSettings(sys.argv[3], epochs=1, batch_problems=2, dropout=0.0, dtype="float32", device="cpu", hidden=8)
+train([sys.argv[1]], sys.argv[2], loss="rfm", lora=lora, settings=TrainingSettings(validation=0.4, dropout=0.0))
+"""
+
+
+def test_two_processes_equal_one(run: Path, tmp_path: Path) -> None:
+    """The same trees in each optimiser step, so the same weights; the first process alone writes."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=49152, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=4096, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    from arts_hf.loading import load
+
+    tiny = tmp_path / "tiny"
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tiny)
+    load(Settings.of(model=smollm2(), device="cpu")).tokenizer.save_pretrained(tiny)
+    script = tmp_path / "train.py"
+    script.write_text(TRAIN)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    for name, starter in (
+        ("one", []),
+        ("two", ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]),
+    ):
+        command = [sys.executable, *starter, str(script), str(run), str(tmp_path / name), str(tiny)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("epoch 1:") == 1
+    from safetensors.numpy import load_file
+
+    for file in (checkpoint.HF_ADAPTER, checkpoint.HEAD_FILE):
+        one, two = (load_file(tmp_path / name / file) for name in ("one", "two"))
+        assert one.keys() == two.keys()
+        for key in one:
+            assert np.allclose(one[key], two[key], atol=2e-5), key
