@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ from arts_plugin.checkpoint import Card
 
 
 def write_model_card(folder: str | Path, card: Card) -> None:
-    """Write `README.md` into the verifier's folder, from what the card records. Text below a line `## Test` stays."""
+    """Write `README.md` into the verifier's folder, from what the card records. Text below a line `## Data` or
+    `## Test` stays."""
     file = Path(folder) / "README.md"
     kept = ""
     if file.exists():
-        _, mark, rest = file.read_text(encoding="utf-8").partition("\n## Test")
-        kept = mark + rest
+        found = re.search(r"\n## (Data|Test)\n", text := file.read_text(encoding="utf-8"))
+        kept = text[found.start() :] if found else ""
     file.write_text(_text(card) + kept, encoding="utf-8")
 
 

@@ -219,9 +219,10 @@ def on_pool(trees: Sequence[LabelledTree], verifiers: Mapping[str, TrainedVerifi
 
 
 def preferred_rule(comparison: Comparison, loss: str) -> str:
-    """`flow` or `weighted_vote`, whichever is more often right with all traces of the held-out problems."""
+    """`flow` or `weighted_vote`, whichever is more often right with all traces of the held-out problems; the vote, which
+    errs less where a verifier knows little, if neither is."""
     flow, vote = (comparison.values[f"{kind}:{loss}"][comparison.n].mean() for kind in ("best_of", "vote"))
-    return "weighted_vote" if vote > flow else "flow"
+    return "flow" if flow > vote else "weighted_vote"
 
 
 def table(comparison: Comparison) -> dict[str, Any]:

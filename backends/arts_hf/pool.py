@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-_CHUNK = 512
+_CHUNK = 128
 _GROWTH = 8
 
 

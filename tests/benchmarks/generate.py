@@ -46,7 +46,7 @@ class Ours:
     def __init__(self, loaded: Any, ids: list[int], branches: int, tokens: int, n_threads: int | None) -> None:
         settings = Settings.of(
             backend="hf", strategy="best_of_n", budget_trajectories=branches, slots=branches, max_gen_toks=tokens,
-            max_step_tokens=tokens, delimiter="\0", verifier="none", n_threads=n_threads, **SAMPLING,
+            max_step_tokens=tokens + 1, delimiter="regex:(?!)", verifier="none", n_threads=n_threads, **SAMPLING,
             n_ctx=len(ids) + branches * (tokens + 2) + 64,
         )  # fmt: skip
         self.backend = HfBackend.of(loaded.model, loaded.tokenizer, settings)

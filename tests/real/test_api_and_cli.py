@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from arts_plugin import Arts, ModelError, ReasoningTree, SettingsError, UnknownNameError, hookimpl
 from arts_plugin.cli import main
 from arts_plugin.plugins import Plugins
-from tests.models import THREADS, smollm2
+from tests.models import THREADS, model, smollm2
 
 QUESTIONS = ["What is 3 + 4?", "Tom has 3 pens and buys 2. How many has he?", "What is 6 times 7?"]
 SHORT = {"max_gen_toks": 40, "budget_trajectories": 3, "n_ctx": 2048, "verifier": "none", "n_threads": THREADS}
@@ -74,7 +74,7 @@ def test_temperature_zero_is_said_once_and_makes_one_trajectory(arts: Arts, capl
 
 
 def test_no_verifier_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    with Arts(model=smollm2(), **{**SHORT, "verifier": "auto"}) as arts:
+    with Arts(model=model("gemma3"), **{**SHORT, "verifier": "auto"}) as arts:
         arts.solve_many(QUESTIONS[:2])
     assert sum("no trained verifier" in record.message for record in caplog.records) == 1
 
