@@ -64,6 +64,7 @@ class Branch:
     Attributes:
         tokens: all of them from the prompt on.
         sequence: their KV; it may be given up and computed again.
+        computed: tokens computed for it, and not yet asked for by `tokens_read`.
         waiting: forks that have not been scored, and will want `sequence`.
         dropped: whether there will be no more forks.
     """
@@ -76,6 +77,7 @@ class Branch:
     used: int = 0
     waiting: int = 0
     dropped: bool = False
+    computed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +173,12 @@ class BackboneVerifier:
         if branch.dropped and branch.waiting == 0:
             self._give_up(branch)
 
+    def tokens_read(self, handle: object) -> int:
+        """Tokens that were computed for a state since this was last asked."""
+        branch = _branch(handle)
+        count, branch.computed = branch.computed, 0
+        return count
+
     def score(self, states: Sequence[StateView]) -> npt.NDArray[np.float64]:
         """log F (or the reward) of each state, [n]; new tokens of all states are computed together."""
         if not states:
@@ -260,13 +268,16 @@ class BackboneVerifier:
                 source = branch.parent.sequence if branch.parent is not None else None
                 branch.sequence = self.body.kv.new(source)
                 self._hold(branch)
-                items += [(branch.sequence, token) for token in branch.tokens[len(branch.sequence) :]]
+                fresh = branch.tokens[len(branch.sequence) :]
+                items += [(branch.sequence, token) for token in fresh]
+                branch.computed += len(fresh)
                 if not _unmoved(branch):
                     ends.append((branch, len(items) - 1))
             hidden = self.body.states(items, [end for _, end in ends]) if items else ()
         except BaseException as error:
             for branch in batch:
                 self._give_up(branch)
+                branch.computed = 0
             if isinstance(error, CacheFullError):
                 return False
             raise

@@ -144,6 +144,10 @@ class SearchDriver:
             for _, search, flight in live:
                 search.discard(flight)
             raise
+        read = getattr(self.verifier, "tokens_read", None)  # verifiers with a model of their own have it
+        if read is not None:
+            for search, view in zip([*roots, *(search for _, search, _ in live)], views, strict=True):
+                search.tree.cost.verifier_tokens += read(view.handle)
         for search, score in zip(roots, scores[: len(roots)], strict=True):
             search.score_root(score)
         told: dict[Search, list[tuple[StepResult, Flight, float]]] = {}
