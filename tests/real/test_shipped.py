@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from arts_plugin.prompts import question_text
 from arts_plugin.value_head import ValueHeadVerifier
 from tests.models import THREADS, model
 
-OWN = {"smollm2": "smollm2-135m-instruct", "qwen2.5": "qwen2.5-coder-0.5b-instruct"}
+OWN = {"qwen2.5": "qwen2.5-coder-0.5b-instruct"}
 QUESTION = "Tom has 3 pens and buys 2 more. How many pens does he have now?"
 
 
@@ -26,9 +25,8 @@ def test_they_are_whole() -> None:
         assert {file.name for file in folder.iterdir()} == {"arts_verifier.json", "value_head.safetensors", "README.md"}
         assert isinstance(checkpoint.load(folder).verifier, ValueHeadVerifier)
         text = (folder / "README.md").read_text()
-        assert "## Validation" in text and "arts sdf" in text and "arts train" in text
+        assert "## Validation" in text and "## Test" in text and "arts sdf" in text and "arts train" in text
         assert card.training["problems"] > 100 and card.validation["problems"] > 20
-    assert re.search(r"## Test\n", (checkpoint.shipped_folder() / OWN["qwen2.5"] / "README.md").read_text())
 
 
 @pytest.mark.parametrize("name", OWN)
