@@ -20,7 +20,7 @@ from arts_plugin.run import RunFolder
 from arts_plugin.search.driver import Event, SearchDriver
 from arts_plugin.search.job import Job
 from arts_plugin.search.select import RULES, default_rule
-from arts_plugin.settings import Settings
+from arts_plugin.settings import AUTO_SLOTS, Settings
 from arts_plugin.steps import REGEX_PREFIX
 from arts_plugin.tree import ReasoningTree
 from arts_plugin.verifier import Verifier
@@ -146,6 +146,7 @@ class Arts:
         reads = name != "none" if registered is None else "features" in registered.needs
         features = self.settings.features or reads
         made: Backend = self.plugins.make("backend", self.settings.backend, self.settings, features=features)
+        self.settings = _with_slots(self.settings, made)
         return made
 
     @cached_property
@@ -211,7 +212,7 @@ class Arts:
         meta: dict[str, Any] | None = None,
     ) -> Job:
         """A search job; what follows from the settings is filled in and said once."""
-        settings = settings or self.settings
+        settings = _with_slots(settings or self.settings, self.backend)
         self._check_names(settings)
         if settings.temperature == 0 and settings.strategy != "greedy":
             self._say(
@@ -286,6 +287,11 @@ class Arts:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _with_slots(settings: Settings, backend: Backend) -> Settings:
+    """`slots=auto` is a number once the model is loaded."""
+    return settings if settings.slots != AUTO_SLOTS else replace(settings, slots=backend.slots)
 
 
 def _emptied(events: list[Event]) -> Iterator[Event]:

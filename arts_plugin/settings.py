@@ -19,6 +19,9 @@ from arts_plugin.steps import Delimiter
 Chat = Literal["auto", "template", "plain"]
 Draw = Literal["multinomial", "systematic"]
 VerifierAggregate = Literal["min", "last", "product", "mean"]
+Quantize = Literal["4bit", "8bit"]
+AUTO_SLOTS = 0
+"""`slots=auto`: the backend says how many there are, once its model is loaded."""
 
 
 def _setting(default: Any, doc: str, *, low: float | None = None, above: float | None = None) -> Any:
@@ -71,7 +74,9 @@ class Settings:
         "K, the one-step proposals made for each state that is drawn; with strategy=sdf the number of main traces.",
         low=1,
     )
-    slots: int = _setting(16, "Branches decoded at once, over all questions.", low=1)
+    slots: int = _setting(
+        16, "Branches decoded at once, over all questions; `auto` is as many as there is KV memory for.", low=1
+    )
     fork_probability: float = _setting(
         0.5, "With strategy=sdf, the probability that a main trace gets a second continuation.", low=0
     )
@@ -102,6 +107,10 @@ class Settings:
     )
     device: str | None = _setting(
         None, "hf: cuda, cuda:1, cpu, or auto to spread the model over all devices; default: cuda if there is one."
+    )
+    quantize: Quantize | None = _setting(
+        None,
+        "hf: 4bit or 8bit, weights rounded by bitsandbytes while they are loaded. Quantised checkpoints need no word.",
     )
     revision: str | None = _setting(None, "hf: branch, tag or commit of a model on a hub.")
     trust_remote_code: bool = _setting(False, "hf: run code that comes with the model. Only for models you trust.")
@@ -159,6 +168,7 @@ _RUNTIME = frozenset(
         "flash_attn",
         "dtype",
         "device",
+        "quantize",
         "revision",
         "trust_remote_code",
     }
@@ -196,6 +206,8 @@ def coerce(name: str, value: Any) -> Any:
         raise SettingsError(f"unknown setting {name!r}{did_you_mean(name, _FIELDS)}")
     if name == "verifier" and value is None:
         value = "none"  # what lm-eval and YAML made of the word
+    if name == "slots" and str(value).strip().lower() == "auto":
+        return AUTO_SLOTS
     hint = _HINTS[name]
     optional = get_origin(hint) in (Union, types.UnionType) and type(None) in get_args(hint)
     if value is None or (optional and isinstance(value, str) and value.strip().lower() in {"", "none", "null"}):

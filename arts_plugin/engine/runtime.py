@@ -31,6 +31,12 @@ def default_threads() -> int:
     return min(available, max(2, available // 2))
 
 
+def fitting_slots(cells: int, max_gen_toks: int, most: int) -> int:
+    """`slots=auto`: branches whose longest traces fit into `cells`, at most `most`. A power of two, so that a little
+    more or less free memory leaves it as it was, and with it the trees."""
+    return 1 << (max(1, min(most, cells // max_gen_toks)).bit_length() - 1)
+
+
 class NextTokens(Protocol):
     """The distributions of the tokens that follow a batch of rows, and the rows' hidden states.
 

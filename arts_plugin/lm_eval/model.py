@@ -24,8 +24,8 @@ from arts_plugin.tree import ReasoningTree
 log = logging.getLogger("lm_eval.arts")
 
 _ALIASES = {"pretrained": "model", "path": "model"}
-_HOST = frozenset({"batch_size", "max_batch_size", "device"})
-"""Arguments that lm-eval passes to every model. Branches are batched by `slots`; the device is llama.cpp's matter."""
+_BATCH_SIZES = frozenset({"batch_size", "max_batch_size"})
+"""Arguments that lm-eval passes to every model; what is batched here are branches, and their number is `slots`."""
 
 _MADE_WITH, _REFUSED = "arts: made with", "arts: refused"
 """Our own entries in lm-eval's cache, beside the answers."""
@@ -67,8 +67,7 @@ class ArtsLM(TemplateLM):
     @classmethod
     def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> ArtsLM:
         """From a dict."""
-        added = {key: value for key, value in (additional_config or {}).items() if value is not None}
-        return cls(**{**added, **arg_dict})
+        return cls(**{**_of_the_host(arg_dict, additional_config or {}), **arg_dict})
 
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval writes beside the results."""
@@ -280,6 +279,24 @@ def _by_context(order: list[int], requests: Sequence[tuple[Any, list[int], list[
         yield group
 
 
+def _of_the_host(given: dict[str, Any], added: dict[str, Any]) -> dict[str, Any]:
+    """What lm-eval's own --batch_size and --device mean here.
+
+    It passes a batch size of 1 and the device cuda:0 also where nobody asked for them and there is no GPU.
+    """
+    found: dict[str, Any] = {}
+    device = added.get("device")
+    if device is not None and given.get("backend") == "hf":
+        import torch
+
+        if not str(device).startswith("cuda") or torch.cuda.is_available():
+            found["device"] = device
+    batch_size = str(added.get("batch_size") or 1)
+    if batch_size != "1" and "slots" not in given:
+        found["batch_size"] = batch_size
+    return found
+
+
 def _settings(keywords: dict[str, Any]) -> Settings:
     """Settings from model_args.
 
@@ -290,7 +307,10 @@ def _settings(keywords: dict[str, Any]) -> Settings:
     values: dict[str, Any] = {}
     for key, value in keywords.items():
         name = _ALIASES.get(key, key)
-        if name in _HOST:
+        if name in _BATCH_SIZES:
+            if name == "batch_size" and value is not None:
+                # `auto:4` asks lm-eval's own models to look again now and then.
+                values["slots"] = "auto" if str(value).startswith("auto") else value
             continue
         if name not in known:
             raise SettingsError(f"unknown argument {key!r} in model_args{did_you_mean(key, known | set(_ALIASES))}")

@@ -56,10 +56,12 @@ class HfBackend(BranchEngine):
 
     def _begin(self, loaded: Loaded, settings: Settings, features: bool, generation_config: Any = None) -> None:
         self.source, self.network = loaded.source, loaded.model
+        self.quantized = settings.quantize
         name = self.source.stem if self.source.suffix == ".gguf" else self.source.name
         ends = generation_config or getattr(self.network, "generation_config", None)
         self.model = HfVocabulary(loaded.tokenizer, self.network.config, ends, name)
-        super().__init__(HfRuntime(self.network, self.model, settings, features), settings.slots)
+        runtime = HfRuntime(self.network, self.model, settings, features)
+        super().__init__(runtime, runtime.slots)
 
     @cached_property
     def info(self) -> ModelInfo:
@@ -76,14 +78,15 @@ class HfBackend(BranchEngine):
             details={
                 "file": self.source.name,
                 "general.name": model_name(self.source) if self.source.is_file() else "",
-                "description": f"{type(self.network).__name__} {self._dtype()} on {self.runtime_device()}",
+                "description": f"{type(self.network).__name__} {self._weights()} on {self.runtime_device()}",
                 "bytes": sum(p.numel() * p.element_size() for p in self.network.parameters()),
                 "n_ctx_train": self.model.n_ctx_train,
             },
         )
 
-    def _dtype(self) -> str:
-        return str(self.network.dtype).removeprefix("torch.")
+    def _weights(self) -> str:
+        dtype = str(self.network.dtype).removeprefix("torch.")
+        return f"{self.quantized}, {dtype}" if self.quantized else dtype
 
     def runtime_device(self) -> str:
         """Where the model's input goes."""
@@ -92,7 +95,10 @@ class HfBackend(BranchEngine):
     @cached_property
     def _digest(self) -> str:
         # What is in memory may have been tuned since it was loaded.
-        return loading.digest_of(self.network) if self._in_memory else loading.digest(self.source)
+        if self._in_memory:
+            return loading.digest_of(self.network)
+        made = loading.digest(self.source)
+        return loading.rounded(made, self.quantized) if self.quantized else made
 
     def digest(self) -> str:
         """SHA-256 of the tensor data: for a GGUF file the same as under llama.cpp."""

@@ -14,7 +14,7 @@ from arts_hf.pool import KvPool, NoMemory
 from arts_plugin.engine.kv import CacheFullError, KvCache, KvSequence
 from arts_plugin.errors import ModelError
 
-_SEQUENCES = 1 << 14
+MAX_SEQUENCES = 1 << 14
 _DEVIATION = {True: 1e-3, False: 0.15}
 """Relative distance of hidden states that rounding explains, in float32 and in the shorter types."""
 
@@ -40,7 +40,7 @@ class PoolDecoder:
         self._windows = _windows(network, name)
         self.device: torch.device = network.get_input_embeddings().weight.device
         self.pool = KvPool()
-        self.kv = KvCache(NoMemory(), n_ctx, _SEQUENCES)
+        self.kv = KvCache(NoMemory(), n_ctx, MAX_SEQUENCES)
         self.windows: dict[int, int] = {}
         self._check()
 
@@ -139,8 +139,7 @@ class PoolDecoder:
         error, so every model is tried once when it is loaded.
         """
         name = self.name
-        n_vocab = self.network.get_input_embeddings().weight.shape[0]
-        tokens = [(7919 * i + 13) % min(n_vocab, 5000) for i in range(1, 13)]
+        tokens = sample_tokens(self.network)
         with torch.inference_mode():
             want = self.decoder(input_ids=torch.tensor([tokens], device=self.device), use_cache=False)
         try:
@@ -161,6 +160,7 @@ class PoolDecoder:
         expected = want.last_hidden_state[0, -1].float()
         self.deviation = float((expected - got.float()).norm() / expected.norm())
         n_layers = self.network.config.get_text_config().num_hidden_layers
+        exact = self.network.dtype == torch.float32 and not getattr(self.network, "is_quantized", False)
         odd = [i for i, window in enumerate(self._windows) if self.windows.get(i, window) != window]
         if self.pool.n_layers != n_layers:
             problem = f"only {self.pool.n_layers} of its {n_layers} layers are attention that can be shared by branches"
@@ -169,7 +169,7 @@ class PoolDecoder:
                 f"by its config layer {odd[0]} sees {self._windows[odd[0]] or 'all'} tokens, and its attention asks for "
                 f"{self.windows[odd[0]] or 'all'}"
             )
-        elif not self.deviation < _DEVIATION[self.network.dtype == torch.float32]:
+        elif not self.deviation < _DEVIATION[exact]:
             problem = f"its hidden states then differ by {self.deviation:.1%} from those of its own forward pass"
         else:
             return
@@ -177,6 +177,12 @@ class PoolDecoder:
             f"{name} ({type(self.network).__name__}) cannot be decoded as a tree: {problem}; use a decoder-only model "
             "with plain causal or sliding-window attention in every layer"
         )
+
+
+def sample_tokens(network: Any) -> list[int]:
+    """A dozen tokens to try a model with."""
+    n_vocab = network.get_input_embeddings().weight.shape[0]
+    return [(7919 * i + 13) % min(n_vocab, 5000) for i in range(1, 13)]
 
 
 def _windows(network: Any, name: str) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -39,7 +40,7 @@ def load(settings: Settings, *, with_head: bool = True) -> Loaded:
         with_head: whether its language-model head is wanted.
 
     Raises:
-        ModelError: it cannot be found or loaded, or has no language-model head.
+        ModelError: it cannot be found, loaded or quantised, or has no language-model head.
         SettingsError: a dtype or device that is not there.
     """
     source = _find(settings)
@@ -47,13 +48,16 @@ def load(settings: Settings, *, with_head: bool = True) -> Loaded:
     dtype = _dtype(settings.dtype, device)
     folder = converted(source, dtype) if source.is_file() else source
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": settings.trust_remote_code, "use_safetensors": True}
-    if device == "auto":
-        options["device_map"] = "auto"
+    if settings.quantize:
+        options["quantization_config"] = _quantization(settings.quantize, dtype)
+    # What bitsandbytes has rounded cannot be moved afterwards.
+    if device == "auto" or settings.quantize:
+        options["device_map"] = "auto" if device == "auto" else {"": device}
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=settings.trust_remote_code)
         kind = transformers.AutoModelForCausalLM if with_head else transformers.AutoModel
         model = kind.from_pretrained(folder, **options)
-        if device != "auto":
+        if "device_map" not in options:
             model = model.to(device)
     except torch.OutOfMemoryError as error:
         raise ModelError(f"{source} does not fit into the memory of {device} as {dtype}: {error}") from error
@@ -81,6 +85,11 @@ def digest(source: Path) -> str:
             while chunk := opened.read(1 << 22):
                 made.update(chunk)
     return f"sha256:{made.hexdigest()}"
+
+
+def rounded(digest: str, quantize: str) -> str:
+    """The digest of weights that were rounded while they were loaded."""
+    return f"sha256:{hashlib.sha256(f'{digest} {quantize}'.encode()).hexdigest()}"
 
 
 def digest_of(model: Any) -> str:
@@ -127,6 +136,20 @@ def _find(settings: Settings) -> Path:
         return Path(snapshot_download(settings.model, revision=settings.revision, allow_patterns=patterns))
     except Exception as error:
         raise ModelError(f"could not fetch {settings.model}: {type(error).__name__}: {error}") from error
+
+
+def _quantization(kind: str, dtype: torch.dtype) -> Any:
+    """
+    Raises:
+        ModelError: bitsandbytes is not installed.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(f"quantize={kind} needs bitsandbytes; pip install bitsandbytes")
+    if kind == "8bit":
+        return transformers.BitsAndBytesConfig(load_in_8bit=True)
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, bnb_4bit_use_double_quant=True
+    )
 
 
 def _device(wanted: str | None) -> str:

@@ -41,6 +41,16 @@ class KvPool:
         return sum(layer.numel() * layer.element_size() for layer in self._layers.values())
 
     @property
+    def cell_bytes(self) -> int:
+        """Memory of one cell in all layers."""
+        return sum(layer.shape[1] * layer.element_size() for layer in self._layers.values())
+
+    @property
+    def devices(self) -> set[torch.device]:
+        """Where the layers lie."""
+        return {layer.device for layer in self._layers.values()}
+
+    @property
     def n_layers(self) -> int:
         """Layers that have written."""
         return len(self._layers)

@@ -7,15 +7,20 @@ from typing import Any
 
 import torch
 
-from arts_hf.decoder import PoolDecoder
+from arts_hf.decoder import MAX_SEQUENCES, PoolDecoder, sample_tokens
 from arts_hf.head import TopTokens, VocabularyHead
+from arts_hf.memory import cells_that_fit
+from arts_hf.pool import NoMemory
 from arts_hf.vocabulary import HfVocabulary
-from arts_plugin.engine.kv import KvSequence
-from arts_plugin.engine.runtime import Row
+from arts_plugin.engine.kv import KvCache, KvSequence
+from arts_plugin.engine.runtime import Row, fitting_slots
 from arts_plugin.errors import ModelError
 from arts_plugin.settings import Settings
 
 _NARROW, _WIDE = 64, 1024
+_MOST_SLOTS = 256
+_LOGITS_OFF = 0.25
+"""Nats that rounding explains: both are made from the same hidden states."""
 
 
 class HfRuntime(PoolDecoder):
@@ -34,6 +39,37 @@ class HfRuntime(PoolDecoder):
         narrow = 0 < settings.top_k < _NARROW or settings.temperature == 0
         self.k = min(_NARROW if narrow else _WIDE, vocabulary.n_vocab)
         super().__init__(model, vocabulary.name, settings.n_ctx, max(settings.n_ubatch, 2 * settings.slots))
+        self._check_logits(model)
+        self.slots = settings.slots or self._fitting(settings)
+
+    def _fitting(self, settings: Settings) -> int:
+        """`slots=auto`: the cache becomes as large as they need; it only takes memory as it is filled."""
+        aside = 3 * 4 * _MOST_SLOTS * self.model.n_vocab  # logits, and copies of them
+        cells = cells_that_fit(self.pool.devices, self.pool.cell_bytes, aside)
+        slots = fitting_slots(cells, settings.max_gen_toks, _MOST_SLOTS)
+        self.n_batch = max(settings.n_ubatch, 2 * slots)
+        # Branches, and the open states and prompts that they came from.
+        wanted = max(settings.n_ctx, 2 * slots * settings.max_gen_toks)
+        self.kv = KvCache(NoMemory(), min(wanted, max(cells, settings.n_ctx)), MAX_SEQUENCES)
+        return slots
+
+    def _check_logits(self, model: Any) -> None:
+        """Whether our head makes the logits that the model makes: an architecture may do something of its own to them.
+
+        Raises:
+            ModelError: it does, and it is not known here.
+        """
+        tokens = torch.tensor([sample_tokens(model)], device=self.device)
+        with torch.inference_mode():
+            want = model(input_ids=tokens, use_cache=False).logits[0, -1].float()
+            hidden = self.decoder(input_ids=tokens, use_cache=False).last_hidden_state[0, -1:]
+            got = self.head.logits(hidden.to(self.device))[0].to(want.device)
+        off = float((got.log_softmax(0) - want.log_softmax(0)).abs().max())
+        if not off < _LOGITS_OFF:
+            raise ModelError(
+                f"{self.name} ({type(model).__name__}) does something to its logits that is not known here: its "
+                f"log-probabilities differ by up to {off:.2g} nats from those of its output embeddings"
+            )
 
     # What the engine asks for.
     def prefill(self, sequence: KvSequence, tokens: Sequence[int]) -> None:

@@ -10,6 +10,7 @@ from arts_llama_cpp.model import LlamaModel
 from arts_plugin import gguf_file
 from arts_plugin.backend import Message, ModelInfo, Prompt
 from arts_plugin.engine.engine import RECENT_PROMPTS, BranchEngine
+from arts_plugin.engine.runtime import fitting_slots
 from arts_plugin.errors import SettingsError
 from arts_plugin.locate import locate
 from arts_plugin.settings import Settings
@@ -34,6 +35,7 @@ class LlamaCppBackend(BranchEngine):
             raise SettingsError(
                 f"slots is {settings.slots}; llama.cpp's {MAX_SEQUENCES} sequences allow for {MAX_SLOTS}"
             )
+        slots = settings.slots or fitting_slots(settings.n_ctx, settings.max_gen_toks, MAX_SLOTS)
         path = locate(settings.model)
         model = LlamaModel(path, settings)
         try:
@@ -42,7 +44,7 @@ class LlamaCppBackend(BranchEngine):
             model.close()
             raise
         self.model, self.context = model, context
-        super().__init__(context, settings.slots)
+        super().__init__(context, slots)
 
     @cached_property
     def info(self) -> ModelInfo:

@@ -11,7 +11,7 @@ pytest.importorskip("lm_eval")
 
 from arts_plugin.errors import SettingsError
 from arts_plugin.lm_eval.answer import Answer, handed_out
-from arts_plugin.lm_eval.model import _settings
+from arts_plugin.lm_eval.model import _of_the_host, _settings
 from arts_plugin.lm_eval.requests import ChatPrompt, Request, read_gen_kwargs
 from arts_plugin.settings import Settings
 from arts_plugin.tree import ReasoningTree
@@ -108,10 +108,28 @@ class TestModelArgs:
         assert _settings({"n_gpu_layers": "-1.0"}).n_gpu_layers == -1
 
     @pytest.mark.parametrize(
-        "host", [{"device": "cuda:0"}, {"device": "cpu"}, {"batch_size": "auto"}, {"batch_size": "8"}]
+        ("given", "host", "expected"),
+        [
+            ({}, {"batch_size": 1, "device": "cuda:0"}, {}),
+            ({}, {"batch_size": "1", "device": None}, {}),
+            ({}, {"batch_size": "8"}, {"slots": 8}),
+            ({}, {"batch_size": "auto"}, {"slots": "auto"}),
+            ({}, {"batch_size": "auto:4"}, {"slots": "auto"}),
+            ({"slots": 3}, {"batch_size": "8"}, {"slots": 3}),
+            ({"batch_size": "8"}, {"batch_size": "2"}, {"slots": 8}),
+            ({"backend": "hf"}, {"device": "cpu"}, {"backend": "hf", "device": "cpu"}),
+            ({"backend": "hf", "device": "cpu"}, {"device": "cuda:0"}, {"backend": "hf", "device": "cpu"}),
+            ({"backend": "llama_cpp"}, {"device": "cpu"}, {}),
+        ],
     )
-    def test_what_lm_eval_adds(self, host: dict[str, Any]) -> None:
-        assert _settings({**host, "max_batch_size": None}) == Settings()
+    def test_what_lm_eval_adds(self, given: dict[str, Any], host: dict[str, Any], expected: dict[str, Any]) -> None:
+        made = _settings({**_of_the_host(given, {"max_batch_size": None, **host}), **given})
+        assert made == Settings.of(**expected)
+
+    def test_a_gpu_that_is_not_there_was_not_asked_for(self) -> None:
+        torch = pytest.importorskip("torch")
+        made = _of_the_host({"backend": "hf"}, {"device": "cuda:0"})
+        assert made == ({"device": "cuda:0"} if torch.cuda.is_available() else {})
 
     @pytest.mark.parametrize("name", ["model", "pretrained", "path"])
     def test_names_of_the_model(self, name: str) -> None:
