@@ -23,7 +23,7 @@ from arts_plugin.search.select import RULES, default_rule
 from arts_plugin.settings import AUTO_SLOTS, Settings
 from arts_plugin.steps import REGEX_PREFIX
 from arts_plugin.tree import ReasoningTree
-from arts_plugin.verifier import Verifier
+from arts_plugin.verifier import Verifier, close
 
 log = logging.getLogger(__name__)
 
@@ -277,6 +277,12 @@ class Arts:
             if self._engine is None:
                 self.backend.close()
             del self.__dict__["backend"]
+        # A scorer that was handed in is its owner's, like an engine.
+        trained = self.__dict__.get("trained")
+        made = trained.verifier if trained else self.__dict__.get("_registered_verifier")
+        if made is not None and made is not self._scorer:
+            close(made)
+            self.__dict__.pop("_registered_verifier", None)
         for name in ("run_folder", "trained", "verifier"):
             self.__dict__.pop(name, None)
 

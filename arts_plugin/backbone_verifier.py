@@ -56,6 +56,10 @@ class Body(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Free the model."""
+        ...
+
 
 @dataclass(slots=True, eq=False)
 class Branch:
@@ -141,6 +145,11 @@ class BackboneVerifier:
         self._held: dict[int, Branch] = {}
         self._clock = 0
         self.computed_tokens = 0
+
+    def close(self) -> None:
+        """Free the model."""
+        self._held.clear()
+        self.body.close()
 
     # The search's side.
     def open(self, prompt: str) -> Branch:

@@ -68,6 +68,12 @@ class Verifier(Protocol):
         ...
 
 
+def close(verifier: object) -> None:
+    """Free what a verifier holds. Only those that have a model of their own need a `close`."""
+    if (own := getattr(verifier, "close", None)) is not None:
+        own()
+
+
 class StatelessVerifier:
     """Base of verifiers that keep nothing between states."""
 

@@ -17,6 +17,7 @@ from arts_plugin.settings import Settings
 from arts_plugin.training.dataset import RunInfo
 from arts_plugin.training.grades import GRADES_FILE, read_grades
 from arts_plugin.tree import ReasoningTree
+from arts_plugin.verifier import close
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +88,8 @@ def rescore(
             file.write(tree.to_json() + "\n")
     _copy_head(Path(run), folder, verifiers, rule)
     partial.replace(folder / TREES_FILE)
+    for trained in loaded:
+        close(trained.verifier)
     return Outcome(*counts)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import torch
 
-from arts_hf import loading
+from arts_hf import loading, memory
 from arts_hf.loading import Loaded
 from arts_hf.runtime import HfRuntime
 from arts_hf.vocabulary import HfVocabulary
@@ -116,6 +115,4 @@ class HfBackend(BranchEngine):
         """Free the model."""
         closed: Any = None
         self.network = self.runtime = closed
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        memory.give_back()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,6 +15,13 @@ _SHARE = 0.75
 def cells_that_fit(devices: Iterable[torch.device], cell_bytes: int, aside: int) -> int:
     """KV cells that the free memory of `devices` has room for, beside `aside` bytes."""
     return max(0, int((sum(map(free_bytes, set(devices))) - aside) * _SHARE)) // cell_bytes
+
+
+def give_back() -> None:
+    """Memory of what nobody refers to any more goes back to the device."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def free_bytes(device: torch.device) -> int:

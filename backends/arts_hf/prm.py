@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from arts_hf import loading
+from arts_hf import loading, memory
 from arts_hf.decoder import PoolDecoder
 from arts_hf.layouts import Layout, LinearHead, TokenPair
 from arts_hf.vocabulary import HfVocabulary
@@ -43,6 +43,12 @@ class PrmBody:
         """Log-probabilities in place of hidden states, [len(at), 1]: they are all that anybody asks for."""
         with torch.inference_mode():
             return np.asarray(self.read(self.decoder.hidden_at(items, at))[:, None].float().cpu().numpy())
+
+    def close(self) -> None:
+        """Let go of the model."""
+        closed: Any = None
+        self.decoder = self.read = self.kv = closed
+        memory.give_back()
 
 
 class PrmVerifier(BackboneVerifier):

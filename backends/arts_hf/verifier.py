@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from arts_hf import attention, backbone, loading
+from arts_hf import attention, backbone, loading, memory
 from arts_hf.runtime import HfRuntime
 from arts_hf.vocabulary import HfVocabulary
 from arts_plugin.backbone_verifier import Item, ValueBackboneVerifier, body_settings
@@ -42,6 +43,12 @@ class HfBody:
     def states(self, items: Sequence[Item], at: Sequence[int]) -> FloatArray:
         """Flat forward passes, one if the items are not many."""
         return np.asarray(self.runtime.hidden_at(items, at).float().cpu().numpy())
+
+    def close(self) -> None:
+        """Let go of the model."""
+        closed: Any = None
+        self.runtime = self.kv = closed
+        memory.give_back()
 
 
 class HfVerifier(ValueBackboneVerifier):

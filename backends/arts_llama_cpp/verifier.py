@@ -52,6 +52,11 @@ class LlamaBody:
             found.append(hidden.copy())
         return np.concatenate(found) if found else np.empty((0, self.context.model.n_embd), dtype=np.float32)
 
+    def close(self) -> None:
+        """Free context and model; adapters go with it."""
+        self.context.close()
+        self.context.model.close()
+
 
 def load(folder: Path, card: Card, head: ValueHead, settings: Settings) -> ValueBackboneVerifier:
     """Load the GGUF model that the card names, or `verifier_model`, with the adapter beside the card.
@@ -73,13 +78,24 @@ def load(folder: Path, card: Card, head: ValueHead, settings: Settings) -> Value
             f"verifier {card.name!r} was exported for {card.backbone.name} ({card.backbone.digest[:23]}...), and {path} "
             f"holds other weights ({found[:23]}...)"
         )
+    try:
+        context = _adapted(model, folder / GGUF_ADAPTER, settings)
+    except BaseException:
+        model.close()
+        raise
+    return ValueBackboneVerifier(LlamaBody(context), head, card)
+
+
+def _adapted(model: LlamaModel, file: Path, settings: Settings) -> LlamaContext:
+    """A context in which the adapter is on."""
     lib = model.lib
     last_errors()
-    adapter = lib.llama_adapter_lora_init(model.handle, str(folder / GGUF_ADAPTER).encode())
+    adapter = lib.llama_adapter_lora_init(model.handle, str(file).encode())
     if not adapter:
-        raise ModelError(f"llama.cpp cannot load {folder / GGUF_ADAPTER}: {last_errors() or 'no reason given'}")
+        raise ModelError(f"llama.cpp cannot load {file}: {last_errors() or 'no reason given'}")
     context = LlamaContext(model, settings, features=True)
     adapters = (lib.llama_adapter_lora_p_ctypes * 1)(adapter)
     if lib.llama_set_adapters_lora(context.handle, adapters, 1, (ctypes.c_float * 1)(1.0)):
-        raise ModelError(f"llama.cpp does not apply {folder / GGUF_ADAPTER}: {last_errors() or 'no reason given'}")
-    return ValueBackboneVerifier(LlamaBody(context), head, card)
+        context.close()
+        raise ModelError(f"llama.cpp does not apply {file}: {last_errors() or 'no reason given'}")
+    return context

@@ -133,6 +133,9 @@ def test_a_search_that_it_guides(exported: Path) -> None:
     """Under llama.cpp, with the model of the verifier beside the proposer; what differs from its training is said."""
     with Arts(model=smollm2(), verifier=str(exported), max_gen_toks=48, budget_trajectories=3, n_ctx=2048, n_threads=THREADS) as arts:  # fmt: skip
         tree = arts.solve("Tom has 3 pens and buys 2 more. How many pens does he have now?")
+        context: Any = arts.verifier.body.context  # type: ignore[union-attr]
+        assert context.handle and context.model.handle
+    assert not context.handle and not context.model.handle, "the verifier's model outlived the search"
     assert tree.scorer == "rfm" and tree.select in {"flow", "weighted_vote"}
     assert len({node.log_flow for node in tree.nodes}) > 2
     assert tree.cost.verifier_tokens > 0

@@ -4,6 +4,7 @@ at once, adapters that fit and that do not."""
 from __future__ import annotations
 
 import random
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from arts_plugin.checkpoint import Backbone, Card, Proposer
 from arts_plugin.errors import ArtsError, ModelError
 from arts_plugin.settings import Settings
 from arts_plugin.tree import ReasoningTree
-from arts_plugin.verifier import StateView
+from arts_plugin.verifier import LogprobScorer, StateView, close
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -279,3 +280,12 @@ def test_the_card_and_the_head_must_agree(tmp_path: Path) -> None:
         checkpoint.load(tmp_path, Settings.of(verifier_model="elsewhere"))
     assert Card.load(tmp_path) == card()
     assert replace(card(), backbone=None).backbone is None
+
+
+def test_closing_frees_the_model() -> None:
+    """Of a verifier that was given to nobody else; one without a model has nothing to close."""
+    made = verifier()
+    held = weakref.ref(made.body.runtime.network)
+    close(made)
+    assert held() is None
+    close(LogprobScorer())
