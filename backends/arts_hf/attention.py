@@ -280,6 +280,12 @@ def _segment(
     query = flat[segment.start : segment.end]
     n, heads, width = query.shape
     kv_heads = key.shape[1]
+    if n == len(segment.cells) and not 0 < window < n:
+        # A sequence from its beginning: without a mask, the kernels of flash attention take it.
+        whole = functional.scaled_dot_product_attention(
+            query.transpose(0, 1)[None], key, value, is_causal=True, scale=scaling, enable_gqa=heads != kv_heads
+        )
+        return whole[0].transpose(0, 1)
     # Heads that share a key head lie along the query axis: [1, kv_heads, group * n, width].
     grouped = query.view(n, kv_heads, -1, width).permute(1, 2, 0, 3).reshape(1, kv_heads, -1, width)
     tiled = plan.mask(segment, window, heads // kv_heads).to(flat.device)
