@@ -60,7 +60,7 @@ class MathGrader:
                 self.close()
                 raise ArtsError(
                     "the worker of the math grader did not start: is math-verify installed? "
-                    "(pip install 'math-verify[antlr4_13_2]', or arts-plugin[train])"
+                    "(pip install 'math-verify[antlr4_11_0]', or arts-plugin[train])"
                 )
         self._worker.ask([answer, gold])
         result = self._worker.answer(self.seconds)

@@ -1,4 +1,4 @@
-"""The questions of `arts_demo`, read from the package, and how its answers are compared."""
+"""The questions of `arts_demo`, read from the package."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import json
 from importlib.resources import files
 from typing import Any
 
-from arts_plugin.evaluation.extract import extract_auto
-from arts_plugin.evaluation.grading import grade_numeric
 from arts_plugin.prompts import question_text
 
 
@@ -22,9 +20,3 @@ def load(**metadata: Any) -> dict[str, Any]:
 def doc_to_text(doc: dict[str, Any]) -> str:
     """The question in the format that `arts solve` uses as well."""
     return question_text(doc["question"])
-
-
-def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """Whether the last boxed or stated number of the answer is the right one."""
-    answer = extract_auto(str(results[0]))
-    return {"acc": float(answer is not None and grade_numeric(answer, doc["answer"]))}

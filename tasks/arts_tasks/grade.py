@@ -1,0 +1,26 @@
+"""How the answers of our own tasks are compared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from arts_plugin.evaluation.expressions import extract_expression, reaches
+from arts_plugin.evaluation.extract import extract_auto
+from arts_plugin.evaluation.grading import grade_numeric
+
+
+def number(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
+    """Whether the last boxed or stated number is the right one."""
+    answer = extract_auto(str(results[0]))
+    return {"acc": float(answer is not None and grade_numeric(answer, doc["answer"]))}
+
+
+def expression(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
+    """Whether the last expression uses each number exactly once and is exactly the target."""
+    return {"acc": float(reaches(extract_expression(str(results[0])), doc["numbers"], doc["target"]))}
+
+
+def expression_vote(doc: dict[str, Any], response: str) -> str | None:
+    """Traces vote for expressions as they are written: what is right is not for a vote to know."""
+    found = extract_expression(str(response))
+    return None if found is None else "".join(found.split())

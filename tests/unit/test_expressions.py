@@ -1,0 +1,88 @@
+"""Expressions in model text: found where they are, worked out exactly, never run."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from arts_plugin.evaluation.expressions import extract_expression, reaches, work_out
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("so (1 + 1) * 12 = 24", "(1 + 1) * 12"),
+        (r"\boxed{(8 - 4) \times (7 - 1)} which is 24", "(8 - 4) * (7 - 1)"),
+        (r"$\frac{6}{1 - \frac{3}{4}}$", None),  # nested fractions are not unfolded
+        (r"\boxed{\frac{8}{4} + 22}", "((8)/(4)) + 22"),
+        ("First 2 + 3 = 5.\nThen 5 * 4 + 4 = 24.", "5 * 4 + 4"),
+        ("[10 - 4] \u00d7 {8 \u00f7 2}", "(10 - 4) * (8 / 2)"),
+        ("the answer is 24", None),
+        ("", None),
+        (r"\boxed{24}: from 4 * 6", "4 * 6"),
+    ],
+)
+def test_where_the_expression_is(text: str, found: str | None) -> None:
+    assert extract_expression(text) == found
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "__import__('os').system('true')", "9**9**9", "9//2", "(" * 5000 + ")" * 5000, "1e9", "0x10", "1_000", "True+1",
+        "lambda: 1", "a+1", "1/0", "1+", "9" * 500, "0123 + 1", "1 if 2 else 3", "[1][0]", "-" * 150 + "1" * 60,
+    ],
+)  # fmt: skip
+def test_what_is_no_arithmetic(hostile: str) -> None:
+    assert work_out(hostile) is None
+
+
+def test_exact() -> None:
+    assert work_out("8 / (3 - 8 / 3)") == (Fraction(24), [8, 3, 8, 3])
+    assert work_out("-3 + +1") == (Fraction(-2), [3, 1])
+    assert reaches("8/(3-8/3)", [3, 3, 8, 8], 24)
+    assert not reaches("8 * 3", [3, 3, 8, 8], 24)  # not all of them
+    assert not reaches("(3 * 8) * (8 / 8)", [3, 3, 8, 8], 24)  # one of them once too often
+    assert not reaches(None, [1], 1)
+
+
+def test_random_expressions_against_fractions() -> None:
+    """Built with their values beside them."""
+    rng = random.Random(0)
+    for _ in range(300):
+        text, value, numbers = _grown(rng, 4)
+        if len(text) > 200:
+            continue
+        found = work_out(text)
+        assert (found is None) == (value is None), text
+        if found is not None:
+            assert found == (value, numbers), text
+
+
+def _grown(rng: random.Random, depth: int) -> tuple[str, Fraction | None, list[int]]:
+    if depth == 0 or rng.random() < 0.2:
+        n = rng.randrange(0, 20)
+        return str(n), Fraction(n), [n]
+    (a, x, left), (b, y, right) = _grown(rng, depth - 1), _grown(rng, depth - 1)
+    sign = rng.choice("+-*/")
+    if x is None or y is None or (sign == "/" and y == 0):
+        value = None
+    else:
+        value = {"+": x + y, "-": x - y, "*": x * y, "/": x / y if y else x}[sign]
+    return f"({a} {sign} {b})", value, left + right
+
+
+@pytest.mark.parametrize("name", ["game24", "countdown"])
+def test_the_sets_own_solutions(name: str) -> None:
+    """Every solution that comes with the data is found in its own sentence and reaches its target."""
+    folder = os.environ.get("ARTS_TEST_DATA")
+    if not folder:
+        pytest.skip("ARTS_TEST_DATA is not set")
+    rows = [json.loads(line) for line in (Path(folder) / f"{name}.jsonl").read_text().splitlines()]
+    for row in rows:
+        assert reaches(extract_expression(f"So {row['solution']}"), row["numbers"], row["target"]), row["id"]

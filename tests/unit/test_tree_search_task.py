@@ -1,0 +1,209 @@
+"""The task adapter, with answers that are given to it: stock filters and metrics on every trajectory."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arts_plugin.errors import ArtsError
+
+pytest.importorskip("lm_eval")
+
+from arts_plugin.evaluation.search_metrics import ratio, ratio_stderr
+from arts_plugin.lm_eval.answer import Answer
+from arts_plugin.lm_eval.task import TreeSearchTask
+
+ROWS = [
+    {"id": "a", "question": "1 + 1?", "answer": "2", "solution": "1 + 1 = 2", "subject": "sum", "level": "1"},
+    {"id": "b", "question": "2 + 2\u2028?", "answer": "4", "solution": "2 + 2 = 4", "subject": "sum", "level": None},
+]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    for name in ("gsm8k_test", "gsm8k_train"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in ROWS))
+    return tmp_path
+
+
+def task(folder: Path, **more: Any) -> TreeSearchTask:
+    from arts_tasks.rows import gsm8k
+
+    config = {
+        "task": "t", "base": "gsm8k/gsm8k.yaml", "ks": [1, 2, 4], "rows": gsm8k, "num_fewshot": 0,
+        "data": {"test": "gsm8k_test.jsonl", "train": "gsm8k_train.jsonl"}, "metadata": {"arts_data": str(folder)},
+    }  # fmt: skip
+    return TreeSearchTask({**config, **more})
+
+
+def answer(*texts: str, flows: tuple[float, ...] = (), chosen: int = 0, **search: Any) -> Answer:
+    trajectories = [
+        {"text": text, "answer": text, "logprob": -2.0 * i, "tokens": 2, "count": 1, "stop": "eos", "chosen": i == chosen,
+         "log_flow": flows[i] if flows else -1.0 * i}
+        for i, text in enumerate(texts)
+    ]  # fmt: skip
+    return Answer(
+        texts[chosen] if texts else "",
+        {
+            "trajectories": trajectories,
+            "cost": {"decoded_tokens": 10, "refilled_tokens": 1, "verifier_tokens": 0, "seconds": 2.0},
+            "search": {"strategy": "best_of_n", "select": "flow", "scorer": "rfm" if flows else "logprob", **search},
+        },
+    )
+
+
+def run(made: TreeSearchTask, *responses: Any) -> list[dict[str, dict[str, Any]]]:
+    """For each document the metrics by filter, as lm-eval calls for them."""
+    made.build_all_requests(rank=0, world_size=1)
+    for instance, response in zip(made.instances, responses, strict=True):
+        instance.resps = response if isinstance(response, list) else [response]
+    made.apply_filters()
+    return [
+        {name: made.process_results(i.doc, [filtered]) for name, filtered in i.filtered_resps.items()}
+        for i in made.instances
+    ]
+
+
+def test_prompts_are_the_stock_ones(data: Path) -> None:
+    made = task(data)
+    assert made.doc_to_text(made.eval_docs[0]) == "Question: 1 + 1?\nAnswer:"
+    assert made.doc_to_target(made.eval_docs[0]) == "1 + 1 = 2\n#### 2"
+    assert [f.name for f in made._filters] == ["strict-match", "flexible-extract"]
+    assert made.dump_config()["base"] == "gsm8k/gsm8k.yaml" and made.config.task == "t"
+
+
+def test_every_trajectory_is_filtered_and_scored(data: Path) -> None:
+    """By each of the task's filters: one trace says it the strict way, one does not, two are wrong."""
+    good, loose, bad = "so\n#### 2", "it is 2", "it is 3\n#### 3"
+    first, second = run(
+        task(data),
+        answer(good, loose, bad, bad, flows=(0.0, 3.0, 1.0, 2.0)),
+        answer("it is 4", "#### 4", "5", "no", flows=(1.0, 2.0, 3.0, 4.0), chosen=2),
+    )
+    strict, flexible = first["strict-match"], first["flexible-extract"]
+    assert (strict["exact_match"], flexible["exact_match"]) == (1.0, 1.0)
+    assert (strict["pass@1"], flexible["pass@1"]) == (0.25, 0.5)
+    assert (strict["best_of@4_flow"], flexible["best_of@4_flow"]) == (0.0, 1.0)
+    assert (strict["majority@4"], flexible["majority@4"]) == (0.0, 0.5)  # two for 3 against one; and against two
+    assert strict["answer_coverage"] == (3.0, 4.0) and flexible["answer_coverage"] == (4.0, 4.0)
+    assert strict["oracle@4"] == 1.0
+    assert strict["proposer_tokens"] == 11 and strict["seconds"] == 2.0 and "seconds" not in flexible
+    assert second["strict-match"]["exact_match"] == 0.0 and second["strict-match"]["pass@1"] == 0.25
+
+
+def test_what_lm_eval_is_told_of_each_figure(data: Path) -> None:
+    """An aggregation for each, and of ratios a standard error of our own."""
+    made = task(data)
+    found = run(made, answer("#### 2", "3", flows=(0.0, 1.0)), answer("#### 4", "4", flows=(1.0, 0.0)))
+    aggregations, better = made.aggregation(), made.higher_is_better()
+    for name in found[0]["strict-match"]:
+        assert name in aggregations, name
+    assert aggregations["gap_closed_flow"] is ratio and aggregations["gap_closed_flow_stderr"] is ratio_stderr
+    assert aggregations["pass@1"].__name__ == "mean" and "pass@1_stderr" not in found[0]["strict-match"]
+    assert better["pass@1"] and not better["seconds"] and better["exact_match"]
+
+
+def test_the_sample_log_holds_every_trajectory(data: Path) -> None:
+    """lm-eval logs `str` of every item: JSON, with what was right."""
+    made = task(data)
+    run(made, answer("#### 2", "3"), answer("#### 4"))
+    logged = [json.loads(str(e)) for e in made.instances[0].filtered_resps["strict-match"]]
+    assert [e["correct"] for e in logged] == [True, False] and logged[1]["vote"] is None
+    assert {"response", "vote", "log_flow", "mean_logprob", "tokens", "count", "chosen"} <= set(logged[0])
+
+
+def test_any_model_can_run_it(data: Path) -> None:
+    """Plain strings: one is one trace; several are as many."""
+    made = task(data)
+    (first, second) = run(made, "#### 2", "#### 5")
+    assert first["strict-match"]["pass@1"] == 1.0 and second["strict-match"]["pass@1"] == 0.0
+    assert "majority@2" not in first["strict-match"] and "seconds" not in first["strict-match"]
+    (first, second) = run(task(data), ["#### 2", "#### 3", "#### 2"], ["4", "4", "#### 4"])
+    assert (
+        first["strict-match"]["majority@2"] == pytest.approx(2 / 3, abs=0.05)
+        and first["strict-match"]["pass@1"] == 2 / 3
+    )
+    assert second["flexible-extract"]["pass@1"] == 1.0
+
+
+def test_trees_are_no_samples(data: Path) -> None:
+    """Merged proposals count as often as they were drawn; k-subsets of a tree are not reported."""
+    grown = answer("#### 3", "#### 2", flows=(1.0, 0.0), strategy="arts", select="majority")
+    grown.trajectories[1]["count"] = 3
+    made = task(data)
+    (first, _) = run(made, grown, answer("#### 4", strategy="arts", select="majority"))
+    values = first["strict-match"]
+    assert values["choose_majority"] == 1.0 and values["choose_flow"] == 0.0 and values["oracle"] == 1.0
+    assert (values["anytime@1"], values["anytime@4"]) == (0.0, 1.0)
+    assert not {"pass@1", "majority@2", "gap_closed_flow"} & set(values) and values["traces"] == 4.0
+
+
+def test_fewer_traces_than_others_have(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        first, second = run(task(data), answer("#### 2"), answer("#### 4", "4", "4", "4"))
+    assert "1 of 2 questions have fewer finished traces than 4" in caplog.text
+    assert first["strict-match"].keys() == second["strict-match"].keys()
+    assert first["strict-match"]["majority@4"] == 1.0
+
+
+def test_predict_only(data: Path) -> None:
+    made = task(data)
+    made.override_metric("bypass")
+    (first, _) = run(made, answer("#### 2", "3"), "x")
+    assert set(first["strict-match"]) == {"bypass"}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"base": "gsm8k/none.yaml"}, "base is 'gsm8k/none.yaml', and there is no "),
+        ({"base": "hellaswag/hellaswag.yaml"}, "which is multiple_choice; only tasks that generate"),
+        ({"ks": [0, 2]}, "numbers of traces are at least 1"),
+        ({"ks": "all"}, "it must be a list of numbers"),
+        ({"metadata": {"arts_data": "/nowhere"}}, "there is no such file or folder"),
+        ({"data": None}, "does not say which files it reads"),
+        ({"data": {"test": "other.jsonl"}}, "other.jsonl is missing; it is needed for the questions"),
+        ({"data": {"test": "gsm8k_test.jsonl", "train": "no.jsonl"}, "num_fewshot": 5}, "needed for 5 examples in the prompt"),
+        ({"metric": "bleu"}, None),
+    ],
+)  # fmt: skip
+def test_bad_input(data: Path, more: dict[str, Any], message: str | None) -> None:
+    if message is None:
+        with pytest.raises(ArtsError, match="t has no metric 'bleu', which says what is right; it has exact_match"):
+            run(task(data, **more), answer("#### 2"), answer("#### 4"))
+        return
+    with pytest.raises(ArtsError, match=message):
+        task(data, **more)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"id": "c", "question": "x"', "line 3 is no row of this task: JSONDecodeError"),
+        ('{"id": "c", "question": "x"}', "line 3 is no row of this task: KeyError: 'solution'"),
+    ],
+)
+def test_damaged_rows(data: Path, line: str, message: str) -> None:
+    with (data / "gsm8k_test.jsonl").open("a") as file:
+        file.write(line)
+    with pytest.raises(ArtsError, match=message):
+        task(data)
+
+
+def test_a_question_that_is_asked_twice(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with (data / "gsm8k_test.jsonl").open("a") as file:
+        file.write(json.dumps({**ROWS[0], "id": "again"}))
+    with caplog.at_level(logging.WARNING):
+        assert len(task(data).eval_docs) == 2
+    assert "line 3 asks what line 1 asks: left out" in caplog.text
+
+
+def test_without_a_hub_the_way_out_is_named(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    with pytest.raises(ArtsError, match=r"openai/gsm8k cannot be loaded.*gsm8k_test.jsonl.*--metadata"):
+        task(data, metadata={})
