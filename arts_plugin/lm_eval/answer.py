@@ -14,9 +14,10 @@ class Answer(str):
     takes one positional argument, and holds nothing but plain Python values.
 
     Attributes:
-        trajectories: one dict a finished trajectory (text, answer, logprob, tokens, log_flow, count, stop, chosen).
+        trajectories: one dict a finished trajectory (leaf, text, answer, logprob, tokens, log_flow, count, stop, chosen).
         cost: what the search cost (see `arts_plugin.tree.Cost`).
-        search: strategy, selection rule, scorer, which limit ended the search, and the error if there was one.
+        search: strategy, selection rule, scorer, which limit ended the search, the error if there was one, and the run
+            folder and key of the tree if it is kept.
     """
 
     trajectories: list[dict[str, Any]]
@@ -37,7 +38,7 @@ class Answer(str):
         return type(self), (str(self), payload)
 
     @classmethod
-    def of(cls, tree: ReasoningTree, text: str | None = None) -> Answer:
+    def of(cls, tree: ReasoningTree, text: str | None = None, run: str | None = None) -> Answer:
         """The answer of a tree; `text` replaces the chosen trajectory's."""
         payload = {
             "trajectories": [_plain(t, t.leaf == tree.chosen) for t in tree.trajectories()],
@@ -48,6 +49,8 @@ class Answer(str):
                 "scorer": tree.scorer,
                 "ended_by": tree.ended_by,
                 "error": tree.error,
+                "run": run,
+                "key": tree.meta.get("key"),
             },
         }
         return cls(tree.text if text is None else text, payload)
@@ -55,6 +58,7 @@ class Answer(str):
 
 def _plain(trajectory: Trajectory, chosen: bool) -> dict[str, Any]:
     return {
+        "leaf": trajectory.leaf,
         "text": trajectory.text,
         "answer": trajectory.answer,
         "logprob": trajectory.logprob,
@@ -66,7 +70,7 @@ def _plain(trajectory: Trajectory, chosen: bool) -> dict[str, Any]:
     }
 
 
-def handed_out(tree: ReasoningTree, repeats: int) -> list[Answer]:
+def handed_out(tree: ReasoningTree, repeats: int, run: str | None = None) -> list[Answer]:
     """`repeats` answers of one search: the chosen one first, then the others as often as they were drawn.
 
     Unfinished trajectories follow where there are too few; where even they do not suffice, empty answers do, which a
@@ -79,4 +83,4 @@ def handed_out(tree: ReasoningTree, repeats: int) -> list[Answer]:
     texts = [tree.text, *(t.text for t in others)]
     texts += [tree.trajectory(node.id).text for node in tree.leaves() if not node.terminal and node.id != tree.chosen]
     filler = tree.text if tree.strategy == "greedy" else ""
-    return [Answer.of(tree, text) for text in [*texts, *[filler] * repeats][:repeats]]
+    return [Answer.of(tree, text, run) for text in [*texts, *[filler] * repeats][:repeats]]

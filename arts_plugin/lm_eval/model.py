@@ -176,7 +176,7 @@ class ArtsLM(TemplateLM):
         reads = list(self._read(requests))
         answers: dict[int, list[Answer]] = {}
         for read, tree in self._search(reads, disable_tqdm):
-            answers[read.place] = handed_out(tree, read.repeats)
+            answers[read.place] = handed_out(tree, read.repeats, self.arts.settings.trace)
             self._cache(requests[read.place].args, answers[read.place][0])
         return [answer for read in reads for answer in answers[read.place]]
 

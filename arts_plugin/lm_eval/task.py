@@ -26,6 +26,7 @@ from arts_plugin.errors import ArtsError
 from arts_plugin.evaluation.extract import extract_auto
 from arts_plugin.evaluation.search_metrics import Scored, Values, pool_values, ratio, ratio_stderr, tree_values
 from arts_plugin.lm_eval.stock import local_splits, stock_config
+from arts_plugin.training.grades import Graded, GradesFile
 
 log = logging.getLogger("lm_eval.arts")
 
@@ -53,6 +54,7 @@ class Entries(list[Entry]):
     chosen: Any
     search: dict[str, Any]
     cost: dict[str, Any]
+    id: str
 
 
 class TreeSearchTask(ConfigurableTask):
@@ -87,6 +89,7 @@ class TreeSearchTask(ConfigurableTask):
         self.primary: str = own["metric"] or metrics[0]["metric"]
         self._vote: Callable[[dict[str, Any], str], str | None] | None = own["vote"]
         self._kinds: dict[str, bool] = {}
+        self._labels: dict[tuple[str, str], Graded] = {}
         self._reported = self.ks
         super().__init__(config=merged, **others)
 
@@ -147,6 +150,7 @@ class TreeSearchTask(ConfigurableTask):
                 answer = instance.resps[0]
                 entries.chosen = chosen
                 entries.search = getattr(answer, "search", {})
+                entries.id = f"{self.config.task}/{instance.doc.get('id') or instance.doc_id}"
                 # What a search cost is said once, however many filters look at it.
                 entries.cost = getattr(answer, "cost", {}) if number == 0 else {}
                 instance.filtered_resps[name] = entries
@@ -176,6 +180,7 @@ class TreeSearchTask(ConfigurableTask):
             mean_logprob=None if logprob is None else logprob / tokens if tokens else 0.0,
             tokens=tokens,
             count=trajectory.get("count", 1),
+            leaf=trajectory.get("leaf"),
             chosen=trajectory.get("chosen", False),
         )
 
@@ -192,7 +197,31 @@ class TreeSearchTask(ConfigurableTask):
             if key not in known:
                 known[key] = self._right(super().process_results(doc, [entry["response"]]))
             entry["correct"] = known[key]
+        self._label(doc, entries)
         return {**stock, **self._noted(_figures(entries, self._reported))}
+
+    def _label(self, doc: dict[str, Any], entries: Entries) -> None:
+        """Note for the run folder what is right by any of the filters."""
+        run, key = entries.search.get("run"), entries.search.get("key")
+        if not run or not key:
+            return
+        before = self._labels.get((run, key))
+        correct = {int(e["leaf"]): bool(e["correct"]) for e in entries}
+        if before is not None:
+            correct = {leaf: right or before.correct[leaf] for leaf, right in correct.items()}
+        notes = {name: str(doc.get(name) or "") for name in ("subject", "level")}
+        gold, grader = str(self.doc_to_target(doc)), f"{self.config.task}: {self.primary}"
+        self._labels[run, key] = Graded(key, entries.id, gold, grader, correct, **notes)
+
+    def _keep_labels(self) -> None:
+        """Beside the trees: `arts report`, `arts view`, `arts compare` and `arts train` read them there."""
+        for run in {run for run, _ in self._labels}:
+            file = GradesFile(run)
+            for (place, key), graded in self._labels.items():
+                if place == run and file.known.get(key) != graded:
+                    file.put(graded)
+            file.close()
+        self._labels.clear()
 
     def _right(self, metrics: dict[str, Any]) -> bool:
         if self.primary not in metrics:
@@ -212,7 +241,8 @@ class TreeSearchTask(ConfigurableTask):
         return found
 
     def aggregation(self) -> dict[str, Any]:
-        """The stock aggregations, and ours."""
+        """The stock aggregations, and ours. lm-eval asks for them when every document has been scored."""
+        self._keep_labels()
         own: dict[str, Any] = {name: ratio if pair else mean for name, pair in self._kinds.items()}
         own.update({f"{name}_stderr": ratio_stderr for name, pair in self._kinds.items() if pair})
         return {**super().aggregation(), **own}

@@ -30,12 +30,15 @@ class LabelledTree:
         tree: its tree.
         correct: leaf -> whether its trajectory is right.
         features: hidden states, float32 [n_nodes, n_embd]; None where they were not asked for.
+        subject, level: of the question, where its data set says so.
     """
 
     id: str
     tree: ReasoningTree
     correct: dict[int, bool]
     features: npt.NDArray[np.float32] | None = None
+    subject: str = ""
+    level: str = ""
 
     @property
     def parents(self) -> list[int | None]:
@@ -103,7 +106,7 @@ def read_labelled(run: str | Path, *, with_features: bool = True) -> list[Labell
             if (name := str(tree.meta.get("id", graded.id))) in ids:
                 raise ArtsError(f"problem {name} was there before")
             rows = _features(run, tree, info) if with_features else None
-            kept.append(LabelledTree(name, tree, graded.correct, rows))
+            kept.append(LabelledTree(name, tree, graded.correct, rows, graded.subject, graded.level))
             ids.add(name)
         except ArtsError as error:
             log.warning("%s, line %d is left out: %s", file, number, error)

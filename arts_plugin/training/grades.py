@@ -26,6 +26,7 @@ class Graded:
         gold: the gold answer.
         grader: what compared with it.
         correct: leaf -> whether its trajectory is right, for every finished trajectory.
+        subject, level: of the question, where its data set says so.
     """
 
     key: str
@@ -33,12 +34,15 @@ class Graded:
     gold: str
     grader: str
     correct: dict[int, bool]
+    subject: str = ""
+    level: str = ""
 
     @classmethod
     def from_record(cls, record: Any) -> Graded:
         """Raises ValueError, KeyError or TypeError for what is no record of grades."""
         correct = {int(leaf): bool(right) for leaf, right in record["correct"].items()}
-        return cls(str(record["key"]), str(record["id"]), str(record["gold"]), str(record["grader"]), correct)
+        notes = {name: str(record.get(name) or "") for name in ("subject", "level")}
+        return cls(str(record["key"]), str(record["id"]), str(record["gold"]), str(record["grader"]), correct, **notes)
 
 
 def read_grades(run: str | Path) -> dict[str, Graded]:
@@ -49,7 +53,7 @@ def read_grades(run: str | Path) -> dict[str, Graded]:
     """
     file = Path(run) / GRADES_FILE
     if not file.exists():
-        raise ArtsError(f"{run} has no {GRADES_FILE}: `arts sdf` writes it")
+        raise ArtsError(f"{run} has no {GRADES_FILE}: `arts sdf` writes it, and so do arts_* tasks under lm-eval")
     return {graded.key: graded for graded in _lines(file)}
 
 

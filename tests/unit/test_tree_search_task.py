@@ -16,6 +16,7 @@ pytest.importorskip("lm_eval")
 from arts_plugin.evaluation.search_metrics import ratio, ratio_stderr
 from arts_plugin.lm_eval.answer import Answer
 from arts_plugin.lm_eval.task import TreeSearchTask
+from arts_plugin.training.grades import Graded, read_grades
 
 ROWS = [
     {"id": "a", "question": "1 + 1?", "answer": "2", "solution": "1 + 1 = 2", "subject": "sum", "level": "1"},
@@ -42,7 +43,7 @@ def task(folder: Path, **more: Any) -> TreeSearchTask:
 
 def answer(*texts: str, flows: tuple[float, ...] = (), chosen: int = 0, **search: Any) -> Answer:
     trajectories = [
-        {"text": text, "answer": text, "logprob": -2.0 * i, "tokens": 2, "count": 1, "stop": "eos", "chosen": i == chosen,
+        {"leaf": 10 + i, "text": text, "answer": text, "logprob": -2.0 * i, "tokens": 2, "count": 1, "stop": "eos", "chosen": i == chosen,
          "log_flow": flows[i] if flows else -1.0 * i}
         for i, text in enumerate(texts)
     ]  # fmt: skip
@@ -148,6 +149,19 @@ def test_fewer_traces_than_others_have(data: Path, caplog: pytest.LogCaptureFixt
     assert "1 of 2 questions have fewer finished traces than 4" in caplog.text
     assert first["strict-match"].keys() == second["strict-match"].keys()
     assert first["strict-match"]["majority@4"] == 1.0
+
+
+def test_labels_go_beside_the_trees(data: Path, tmp_path: Path) -> None:
+    """What is right by any filter; a second evaluation of the same run adds nothing."""
+    where = {"run": str(tmp_path / "run"), "key": "k1"}
+    for _ in range(2):
+        made = task(data)
+        run(made, answer("it is 2", "3", "#### 2", **where), answer("#### 4"))
+        made.aggregation()
+    assert list(read_grades(tmp_path / "run").values()) == [
+        Graded("k1", "t/a", "1 + 1 = 2\n#### 2", "t: exact_match", {10: True, 11: False, 12: True}, "sum", "1")
+    ]
+    assert len((tmp_path / "run" / "grades.jsonl").read_text().splitlines()) == 1
 
 
 def test_predict_only(data: Path) -> None:
