@@ -174,10 +174,13 @@ class ReasoningTree:
             at = self.nodes[at].parent
         return path[::-1]
 
-    def trajectory(self, leaf: int) -> Trajectory:
-        """The trajectory that ends at `leaf`, finished or not. Stop strings are cut from text and tokens."""
+    def trajectory(self, leaf: int, order: int | None = None) -> Trajectory:
+        """The trajectory that ends at `leaf`, finished or not. Stop strings are cut from text and tokens. `order`, where
+        it is known, need not be counted."""
         path = self.path(leaf)
         end = path[-1]
+        if order is None:
+            order = sum(1 for node in self.nodes[:leaf] if node.terminal) if end.terminal else -1
         text = "".join(node.text for node in path[1:])
         tokens = [token for node in path[1:] for token in node.token_ids]
         return Trajectory(
@@ -191,12 +194,13 @@ class ReasoningTree:
             stop=end.stop,
             answer=end.answer,
             finished=end.terminal,
-            order=sum(1 for node in self.nodes[:leaf] if node.terminal) if end.terminal else -1,
+            order=order,
         )
 
     def trajectories(self) -> list[Trajectory]:
         """The finished trajectories, in the order in which they were taken in."""
-        return [self.trajectory(node.id) for node in self.nodes if node.terminal]
+        leaves = (node.id for node in self.nodes if node.terminal)
+        return [self.trajectory(leaf, order) for order, leaf in enumerate(leaves)]
 
     def leaves(self) -> Iterator[Node]:
         """Nodes without children, terminal or not, the root excluded."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -57,12 +58,16 @@ def best_of_k(scores: Array, correct: npt.NDArray[np.bool_], k: int) -> float:
         raise ValueError(f"k is {k}; it must be between 1 and the {n} traces there are")
     order = np.argsort(-scores, kind="stable")
     ranked, right = scores[order], correct[order]
-    total, before = 0.0, 0
-    for group in np.split(np.arange(n), np.flatnonzero(np.diff(ranked)) + 1):
-        chosen = math.comb(n - before, k) - math.comb(n - before - len(group), k)
-        total += chosen / math.comb(n, k) * float(right[group].mean())
-        before += len(group)
-    return total
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(ranked)) + 1])
+    ends = np.append(starts[1:], n)
+    left = _share_without(n, k)
+    return float(((left[starts] - left[ends]) * np.add.reduceat(right.astype(float), starts) / (ends - starts)).sum())
+
+
+@lru_cache(maxsize=256)
+def _share_without(n: int, k: int) -> Array:
+    """[n + 1]: the share of k-subsets that hold none of the first `i` of n."""
+    return np.array([math.comb(n - i, k) / math.comb(n, k) for i in range(n + 1)])
 
 
 def vote(
@@ -75,14 +80,17 @@ def vote(
     n_classes = int(classes.max(initial=-1)) + 1
     if n_classes == 0:
         return 0.0
-    member = classes[:, None] == np.arange(n_classes)
     voters = np.where(classes[subsets] >= 0, log_weight[subsets], -np.inf)
     # Relative to each subset's largest weight, so that flows of any size can be summed.
     largest = voters.max(axis=1, keepdims=True)
     weight = np.exp(voters - np.where(np.isfinite(largest), largest, 0.0))
-    mass = (member[subsets] * weight[:, :, None]).sum(axis=1)
+    # Those without an answer weigh nothing, in whichever class.
+    places = np.arange(len(subsets))[:, None] * n_classes + np.maximum(classes[subsets], 0)
+    mass = np.bincount(places.ravel(), weight.ravel(), minlength=len(subsets) * n_classes).reshape(-1, n_classes)
     # A class's label is a mean: a grader may tell apart what voting does not.
-    label = (member * correct[:, None]).sum(axis=0) / np.maximum(member.sum(axis=0), 1)
+    voting = classes >= 0
+    size = np.maximum(np.bincount(classes[voting], minlength=n_classes), 1)
+    label = np.bincount(classes[voting], correct[voting], minlength=n_classes) / size
     top = mass.max(axis=1, keepdims=True)
     tied = (mass >= top * (1 - 1e-9)) & (top > 0)
     return float(np.mean((tied * label).sum(axis=1) / np.maximum(tied.sum(axis=1), 1)))
@@ -94,6 +102,11 @@ def subsets_of(n: int, k: int, seed: int) -> npt.NDArray[np.int64]:
         return np.arange(n)[None, :]
     if k == 1:
         return np.arange(n)[:, None]
+    return _random_subsets(n, k, seed)
+
+
+@lru_cache(maxsize=256)
+def _random_subsets(n: int, k: int, seed: int) -> npt.NDArray[np.int64]:
     rng = np.random.default_rng([seed, n, k])
     return np.argsort(rng.random((SUBSETS, n)), axis=1)[:, :k]
 

@@ -1,0 +1,1 @@
+"""`arts report`: what a run was worth, as figures, tables and one page."""

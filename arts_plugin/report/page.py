@@ -1,0 +1,116 @@
+"""A report on disk: `report.html`, which needs nothing beside it, the pictures, the tables, and the numbers of all."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from arts_plugin import __version__
+from arts_plugin.report.analysis import analyse
+from arts_plugin.report.data import read_run
+from arts_plugin.report.figures import draw
+
+Plain = dict[str, Any]
+
+
+def write_report(
+    run: str | Path, others: Sequence[str | Path] = (), against: str | Path | None = None, out: str | Path | None = None
+) -> tuple[Path, Plain]:
+    """Make a run's report in `out` (default: RUN/report); the page's path and the report's numbers.
+
+    Raises:
+        ArtsError: a run cannot be used, or matplotlib is not installed.
+    """
+    main = read_run(run)
+    report = analyse(main, [read_run(other) for other in others], None if against is None else read_run(against))
+    report["made_with"] = f"arts-plugin {__version__}"
+    folder = Path(out) if out is not None else Path(run) / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = draw(report, folder)
+    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    header, rows = as_rows(report)
+    (folder / "table.md").write_text(markdown(header, rows) + "\n", encoding="utf-8")
+    (folder / "table.csv").write_text(as_csv(report), encoding="utf-8")
+    page = folder / "report.html"
+    page.write_text(_render(report, folder, pictures, header, rows), encoding="utf-8")
+    return page, report
+
+
+def percent(values: Sequence[float] | None) -> str:
+    """`41.2 [38.0, 44.5]`, or a dash."""
+    return "-" if values is None else "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * v for v in values))
+
+
+def as_rows(report: Plain) -> tuple[list[str], list[list[str]]]:
+    """The main table as text."""
+    if not report["independent"]:
+        return ["chosen", "right, %"], [[row["label"], percent(row["all"])] for row in report["table"]]
+    n = str(report["traces"])
+    shown = [k for k in report["table"][0]["at"] if k not in {"1", n}]
+    header = ["selector", *(f"k={k}" for k in shown), f"k={n}", "gap closed", "rare", "AUC", "- majority"]
+    rows = []
+    for row in report["table"]:
+        auc = row["auc"]
+        rows.append(
+            [
+                row["label"],
+                *(f"{100 * row['at'][k][0]:.1f}" for k in shown),
+                percent(row["all"]),
+                percent(row["gap_closed"]),
+                percent(row["rare"]),
+                f"{auc[0]:.3f}" if auc else "-",
+                percent(row["over_majority"]),
+            ]
+        )
+    return header, rows
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table for a README."""
+    cells = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells)
+
+
+def as_csv(report: Plain) -> str:
+    """Selector, k, and what was measured with its interval, a line each; unrounded."""
+    made = io.StringIO()
+    writer = csv.writer(made, lineterminator="\n")
+    writer.writerow(["selector", "k", "figure", "value", "low", "high"])
+    for row in report["table"]:
+        at = row.get("at") or {str(report["traces"]): row["all"]}
+        for k, values in at.items():
+            writer.writerow([row["selector"], k, "accuracy", *(values or ["", "", ""])])
+        for figure in ("gap_closed", "rare", "auc", "over_majority"):
+            if row.get(figure):
+                writer.writerow([row["selector"], report["traces"], figure, *row[figure]])
+    return made.getvalue()
+
+
+def _render(
+    report: Plain,
+    folder: Path,
+    pictures: Sequence[tuple[str, str]],
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+) -> str:
+    import jinja2
+
+    # What a model or a data set wrote is text on this page: escaped, and no script may run at all.
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters["percent"] = percent
+    source = files("arts_plugin.report").joinpath("report.html.jinja").read_text(encoding="utf-8")
+    shown = [
+        {
+            "name": name,
+            "caption": caption,
+            "data": base64.b64encode((folder / f"{name}.svg").read_bytes()).decode("ascii"),
+        }
+        for name, caption in pictures
+    ]
+    return environment.from_string(source).render(report=report, pictures=shown, header=header, rows=rows)
