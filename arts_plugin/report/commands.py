@@ -1,4 +1,4 @@
-"""`arts report`."""
+"""`arts report` and `arts view`."""
 
 from __future__ import annotations
 
@@ -24,4 +24,19 @@ def report(run: str, others: tuple[str, ...], against: str | None, out: str | No
     click.echo(f"written to {page}")
 
 
-COMMANDS = [report]
+@click.command()
+@click.argument("run", type=click.Path(exists=True, file_okay=False))
+@click.option("--out", type=click.Path(dir_okay=False), help="The page; default: RUN/view.html.")
+@click.option("--limit", type=click.IntRange(1), help="Show the first so many trees.")
+@click.option("--open/--no-open", "show", default=False, help="Open it in a browser.")
+def view(run: str, out: str | None, limit: int | None, show: bool) -> None:
+    """RUN's trees in one HTML file, which works offline and sends nothing anywhere."""
+    from arts_plugin.report.view import write_view
+
+    page, made = write_view(run, out, limit)
+    click.echo(f"{len(made['trees'])} trees in {page} ({page.stat().st_size / 1e6:.1f} MB)")
+    if show:
+        click.launch(str(page))
+
+
+COMMANDS = (report, view)

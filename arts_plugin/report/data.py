@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,30 +90,23 @@ def read_run(path: str | Path) -> Run:
         ArtsError: no run is there, it has no grades, nothing in it can be used, or it mixes searches.
     """
     info, grades = RunInfo.read(path), read_grades(path)
-    file = Path(path) / TREES_FILE
-    if not file.exists():
-        raise ArtsError(f"no run at {path}: there is no {TREES_FILE} in it")
     kinds: dict[tuple[str, str, str], str] = {}
     questions: dict[str, Question] = {}
     seen: set[str] = set()
     left_out: list[str] = []
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                if not line.endswith(b"\n"):
-                    raise ArtsError("the line is not complete (was the run killed?)")
-                tree = ReasoningTree.from_json(line)
-                graded = grades.get(str(tree.meta.get("key")))
-                if graded is None:
-                    raise ArtsError("it has no grades")
-                seen.add(graded.key)
-                name = str(tree.meta.get("id", graded.id))
-                if name in questions:
-                    raise ArtsError(f"question {name} was there before")
-                questions[name] = _question(name, tree, graded)
-                kinds.setdefault((tree.strategy, tree.select, tree.scorer), name)
-            except ArtsError as error:
-                left_out.append(f"{file.name}, line {number}: {error}")
+    for place, found in usable_trees(path, left_out):
+        graded = grades.get(str(found.meta.get("key")))
+        try:
+            if graded is None:
+                raise ArtsError("it has no grades")
+            seen.add(graded.key)
+            name = str(found.meta.get("id", graded.id))
+            if name in questions:
+                raise ArtsError(f"question {name} was there before")
+            questions[name] = _question(name, found, graded)
+            kinds.setdefault((found.strategy, found.select, found.scorer), name)
+        except ArtsError as error:
+            left_out.append(f"{place}: {error}")
     missing = [graded.id for key, graded in grades.items() if key not in seen]
     if missing:
         left_out.append(f"{len(missing)} graded questions have no tree, {missing[0]} first")
@@ -126,6 +119,28 @@ def read_run(path: str | Path) -> Run:
         raise ArtsError(f"{path} mixes searches that do not go into one figure ({of}); report on runs of one search")
     strategy, select, scorer = next(iter(kinds))
     return Run(Path(path), info, strategy, select, scorer, strategy in INDEPENDENT, list(questions.values()), left_out)
+
+
+def usable_trees(path: str | Path, left_out: list[str]) -> Iterator[tuple[str, ReasoningTree]]:
+    """(its line, for messages; tree) of each tree of a run that can be read; why others cannot goes to `left_out`.
+
+    Raises:
+        ArtsError: no run is there.
+    """
+    file = Path(path) / TREES_FILE
+    if not file.exists():
+        raise ArtsError(f"no run at {path}: there is no {TREES_FILE} in it")
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            place = f"{file.name}, line {number}"
+            try:
+                if not line.endswith(b"\n"):
+                    raise ArtsError("the line is not complete (was the run killed?)")
+                tree = ReasoningTree.from_json(line)
+            except ArtsError as error:
+                left_out.append(f"{place}: {error}")
+                continue
+            yield place, tree
 
 
 def _question(name: str, tree: ReasoningTree, graded: Graded) -> Question:

@@ -40,7 +40,8 @@ def select(tree: ReasoningTree, rule: str, *, seed: int = 0) -> int | None:
 
 
 def _score(trajectory: Trajectory) -> float:
-    return trajectory.mean_logprob if trajectory.log_flow is None else trajectory.log_flow
+    score = trajectory.mean_logprob if trajectory.log_flow is None else trajectory.log_flow
+    return -math.inf if math.isnan(score) else score
 
 
 def _by_flow(candidates: Sequence[Trajectory], rng: np.random.Generator) -> Trajectory:

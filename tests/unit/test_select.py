@@ -35,6 +35,14 @@ def test_flow_takes_the_highest_terminal_flow() -> None:
     assert chosen(tree_of({"log_flow": -math.inf}, {"log_flow": -1e300}), "flow") == 2
 
 
+def test_a_score_that_is_no_number_is_the_lowest() -> None:
+    """One verifier's NaN neither wins nor stops the run, also where all are NaN."""
+    nan = {"log_flow": math.nan, "answer": "1"}
+    for rule in ("flow", "weighted_vote"):
+        assert chosen(tree_of(nan, {"log_flow": -9.0, "answer": "2"}, nan), rule) == 2
+        assert chosen(tree_of(nan, {"log_flow": math.nan, "answer": "2"}), rule) in {1, 2}
+
+
 def test_flow_falls_back_on_the_mean_log_probability() -> None:
     tree = tree_of({"logprob": -4.0, "token_ids": [1, 2, 3, 4]}, {"logprob": -2.0, "token_ids": [1]})
     assert chosen(tree, "flow") == 1
