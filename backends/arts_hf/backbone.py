@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from arts_hf import attention
+from arts_hf.packed import NAME, segments_of
 from arts_plugin.errors import ModelError
 from arts_plugin.training.packing import PackedTree
 
@@ -59,15 +60,20 @@ def put_on(model: Any, folder: Path) -> Any:
 def hidden_states(model: Any, packed: PackedTree) -> torch.Tensor:
     """Post-norm hidden states of every token of a packed tree, in one forward pass: [n_tokens, n_embd].
 
-    Each token sees its own path alone, through a 4-D mask; positions count along the path. `model` is a CausalLM,
-    with or without adapters.
+    Each token sees its own path alone; positions count along the path. `model` is a CausalLM, with or without adapters,
+    whose attention is `arts_packed` (segment by segment, see `arts_hf.packed`) or sdpa (one 4-D mask).
     """
     decoder = decoder_of(model)
     device = next(decoder.parameters()).device
     tokens = torch.from_numpy(packed.tokens)[None].to(device)
     positions = torch.from_numpy(packed.positions)[None].to(device)
-    mask = tree_mask(decoder.config, packed, device)
-    out = decoder(input_ids=tokens, position_ids=positions, attention_mask=mask, use_cache=False)
+    segments = segments_of(packed, device) if decoder.config._attn_implementation == NAME else None
+    how: dict[str, Any] = (
+        {"attention_mask": tree_mask(decoder.config, packed, device)}
+        if segments is None
+        else {"arts_segments": segments}
+    )
+    out = decoder(input_ids=tokens, position_ids=positions, use_cache=False, **how)
     return out.last_hidden_state[0]  # type: ignore[no-any-return]
 
 
@@ -80,7 +86,7 @@ def tree_mask(config: Any, packed: PackedTree, device: torch.device) -> Any:
         ModelError: the model's attention is not sdpa.
     """
     kind = config._attn_implementation
-    if kind not in {"sdpa", attention.NAME}:
+    if kind not in {"sdpa", NAME, attention.NAME}:
         raise ModelError(f"a packed tree needs attn_implementation='sdpa', and the model has {kind!r}")
     seen = torch.from_numpy(packed.mask()).to(device)
     full = seen[None, None]

@@ -21,6 +21,7 @@ import transformers
 from torch import Tensor, nn
 
 from arts_hf import backbone, loading
+from arts_hf.packed import NAME as PACKED
 from arts_hf.vocabulary import HfVocabulary
 from arts_plugin.checkpoint import HEAD_FILE, Backbone, Card
 from arts_plugin.errors import ArtsError
@@ -195,7 +196,7 @@ def train(
     folder = Path(out)
     torch.manual_seed(settings.seed)
     loaded = loading.load(Settings.of(model=settings.backbone, dtype=settings.dtype, device=settings.device))
-    loaded.model.set_attn_implementation("sdpa")
+    loaded.model.set_attn_implementation(PACKED)
     vocabulary = HfVocabulary(loaded.tokenizer, loaded.model.config, loaded.model.generation_config, loaded.source.stem)
     fit_on = prepare(training, vocabulary, settings, rewards, say)
     watch = prepare(held_out, vocabulary, settings, rewards, say)

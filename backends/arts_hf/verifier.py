@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from arts_hf import attention, backbone, loading, memory
+from arts_hf.packed import NAME as PACKED
 from arts_hf.runtime import HfRuntime
 from arts_hf.vocabulary import HfVocabulary
 from arts_plugin.backbone_verifier import Item, ValueBackboneVerifier, body_settings
@@ -62,7 +63,7 @@ class HfVerifier(ValueBackboneVerifier):
         packed = pack(tree, self.body.tokenize, self.body.tokenize_prompt)
         if len(packed.tokens) > _PACKED:  # its mask grows with the square
             return super().score_recorded(tree)
-        runtime.network.set_attn_implementation("sdpa")
+        runtime.network.set_attn_implementation(PACKED)
         try:
             with torch.inference_mode():
                 hidden = backbone.hidden_states(runtime.network, packed)

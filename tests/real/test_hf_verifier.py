@@ -23,6 +23,8 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
 from arts_hf import backbone  # noqa: E402
+from arts_hf.packed import NAME as PACKED  # noqa: E402
+from arts_hf.packed import segments_of  # noqa: E402
 from arts_hf.runtime import HfRuntime  # noqa: E402
 from arts_hf.verifier import HfBody, HfVerifier  # noqa: E402
 from arts_plugin.backbone_verifier import BackboneVerifier  # noqa: E402
@@ -90,18 +92,30 @@ def test_packing() -> None:
         pack(made, lambda text: [])
 
 
+@pytest.mark.parametrize("way", ["sdpa", "segments", "segments, checkpointing", "too many segments"])
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral, window 7", "gemma3, window 5"])
-def test_packed_equals_separate(kind: str) -> None:
-    """Hidden states of all nodes, and the gradients of a loss over them."""
+def test_packed_equals_separate(kind: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hidden states of all nodes, and the gradients of a loss over them, also where activations are computed again."""
     made = tree(3)
     packed = pack(made, Letters().tokenize, lambda text: Letters().encode(text).token_ids)
     model = network(kind)
+    if way != "sdpa":
+        model.set_attn_implementation(PACKED)
+        found = segments_of(packed, torch.device("cpu"))
+        assert found is not None and 3 < len(found.parts) < len(made.nodes)
+    if way == "too many segments":
+        monkeypatch.setattr("arts_hf.packed.MOST_SEGMENTS", 2)
+    if way == "segments, checkpointing":
+        model.gradient_checkpointing_enable()
+        model.train()
     weight = next(p for n, p in model.named_parameters() if n.endswith("layers.0.self_attn.o_proj.weight"))
     together = backbone.hidden_states(model, packed)[torch.from_numpy(packed.ends)]
     direction = torch.randn(WIDTH, generator=torch.Generator().manual_seed(2))
     (together @ direction).square().sum().backward()
     gradient = weight.grad.clone()
     model.zero_grad()
+    model.gradient_checkpointing_disable()
+    model.eval().set_attn_implementation("sdpa")
     alone = torch.stack(
         [
             backbone.decoder_of(model)(
@@ -113,6 +127,14 @@ def test_packed_equals_separate(kind: str) -> None:
     (alone @ direction).square().sum().backward()
     assert torch.allclose(together, alone, atol=2e-5)
     assert torch.allclose(gradient, weight.grad, rtol=1e-4, atol=1e-4 * float(gradient.abs().max()))
+
+
+def test_nobody_is_seen_by_mistake() -> None:
+    """Under arts_packed, a pass that says nothing of who sees whom is an error, not full attention."""
+    model = network("llama")
+    model.set_attn_implementation(PACKED)
+    with pytest.raises(ModelError, match="does not hand its arguments on to its attention"):
+        backbone.decoder_of(model)(input_ids=torch.tensor([[1, 2, 3]]), use_cache=False)
 
 
 def test_masks_need_sdpa() -> None:
