@@ -18,7 +18,8 @@ import pytest
 from arts_plugin.errors import RunFolderError
 from arts_plugin.run import RunFolder, read_trees
 from arts_plugin.settings import Settings
-from arts_tasks.demo import load, process_results
+from arts_tasks.demo import load
+from arts_tasks.grade import number
 from tests.models import THREADS, smollm2
 
 LIMIT = 6
@@ -95,7 +96,7 @@ def test_killed_and_started_again(tmp_path: Path) -> None:
     assert len(keys(trees)) == len(set(keys(trees))) == LIMIT
 
     docs = load()["test"]
-    found = [process_results(docs[tree.meta["request"]], [tree.text])["acc"] for tree in read_trees(tmp_path / "run")]
+    found = [number(docs[tree.meta["request"]], [tree.text])["acc"] for tree in read_trees(tmp_path / "run")]
     assert accuracy(tmp_path / "resumed") == sum(found) / LIMIT
 
     # Once more: nothing is searched, and the scores are those of the trees.
