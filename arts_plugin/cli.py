@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from arts_plugin import __version__
+from arts_plugin.bench.commands import COMMANDS as BENCH_COMMANDS
 from arts_plugin.cli_options import given, settings_options
 from arts_plugin.errors import ArtsError
 from arts_plugin.report.commands import COMMANDS as REPORT_COMMANDS
@@ -135,7 +136,7 @@ def doctor(model: str | None, no_speed: bool) -> None:
     sys.exit(1 if worst > 1 else 0)
 
 
-for _command in (*TRAINING_COMMANDS, *REPORT_COMMANDS):
+for _command in (*TRAINING_COMMANDS, *REPORT_COMMANDS, *BENCH_COMMANDS):
     main.add_command(_command)
 
 if __name__ == "__main__":

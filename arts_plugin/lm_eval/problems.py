@@ -16,11 +16,19 @@ from arts_plugin.tree import Trajectory
 log = logging.getLogger(__name__)
 
 
-def load_tasks(names: Sequence[str], split: str, include_path: str | None = None) -> list[Any]:
+def load_tasks(
+    names: Sequence[str],
+    split: str,
+    include_path: str | None = None,
+    metadata: dict[str, Any] | None = None,
+    num_fewshot: int | None = None,
+) -> list[Any]:
     """The generative tasks of these names, turned to a split.
 
     Args:
         split: "train", which is what training is for, or "test" for pools that scorers are compared on.
+        metadata: as lm-eval's `--metadata`, like {"arts_data": FOLDER}.
+        num_fewshot: examples in the prompt; None is what the task says.
 
     Raises:
         ArtsError: no such task, one that does not generate, or one without that split.
@@ -28,14 +36,14 @@ def load_tasks(names: Sequence[str], split: str, include_path: str | None = None
     from lm_eval.tasks import TaskManager
 
     try:
-        loaded = TaskManager(include_path=include_path).load(list(names))["tasks"]
+        loaded = TaskManager(include_path=include_path, metadata=metadata).load(list(names))["tasks"]
     except (KeyError, ValueError) as error:
         raise ArtsError(f"lm-eval cannot load {', '.join(names)}: {error}") from error
     for name, task in loaded.items():
         if task.OUTPUT_TYPE != "generate_until":
             raise ArtsError(f"task {name} is {task.OUTPUT_TYPE}; only generative tasks make trees")
-        if task.config.num_fewshot is None:
-            task.set_config(key="num_fewshot", value=0)
+        if num_fewshot is not None or task.config.num_fewshot is None:
+            task.set_config(key="num_fewshot", value=num_fewshot or 0)
         if split == "train":
             if not task.has_training_docs():
                 raise ArtsError(f"task {name} has no training split; --split test would train on what it is tested on")
@@ -61,6 +69,8 @@ def task_problems(arts: Arts, tasks: Sequence[Any], limit: int | None = None) ->
                 grade=_grader(task, instance),
                 stops=stops,
                 settings=settings,
+                subject=str(instance.doc.get("subject") or ""),
+                level=str(instance.doc.get("level") or ""),
             )
 
 
@@ -70,7 +80,7 @@ def _grader(task: Any, instance: Any) -> Callable[[Trajectory], bool]:
     def grade(trajectory: Trajectory) -> bool:
         instance.resps = [trajectory.text]
         instance.filtered_resps = {}
-        metric = next(iter(task.config.metric_list or [{"metric": None}]))["metric"]
+        metric = getattr(task, "primary", next(iter(task.config.metric_list or [{"metric": None}]))["metric"])
         for ensemble in task._filters:
             ensemble.apply([instance])
         for response in instance.filtered_resps.values():

@@ -186,8 +186,10 @@ class TreeSearchTask(ConfigurableTask):
 
     # From trajectories to figures.
     def process_results(self, doc: dict[str, Any], results: Sequence[Any]) -> dict[str, Any]:
-        """The stock metrics of the answer, and the search's."""
+        """The stock metrics of the answer, and the search's; of a plain string, which no filter of ours made, the stock's."""
         entries = results[0]
+        if not isinstance(entries, Entries):
+            return dict(super().process_results(doc, results))
         stock: dict[str, Any] = super().process_results(doc, [entries.chosen])
         if "bypass" in self._metric_fn_list:  # --predict_only
             return stock

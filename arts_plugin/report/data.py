@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question's finished trajectories, in the order in which they were finished; of a pool the main traces.
+    """One question's finished trajectories, in the order in which they were finished; of a pool the main traces. A search
+    whose budget ended before any was finished has none, and is wrong.
 
     Attributes:
         correct: bool [n].
@@ -52,6 +53,11 @@ class Question:
     def n(self) -> int:
         """Trajectories."""
         return len(self.answers)
+
+    @property
+    def pass_at_1(self) -> float:
+        """The share of trajectories that are right."""
+        return float(self.correct.mean()) if self.n else 0.0
 
     def pool(self) -> PoolProblem:
         """The same for comparing selectors."""
@@ -146,15 +152,16 @@ def usable_trees(path: str | Path, left_out: list[str]) -> Iterator[tuple[str, R
 def _question(name: str, tree: ReasoningTree, graded: Graded) -> Question:
     independent = tree.strategy in INDEPENDENT
     leaves = main_leaves(tree) if independent else [node.id for node in tree.nodes if node.terminal]
-    if not leaves:
-        raise ArtsError(f"question {name} has no finished trajectory")
+    if not leaves and independent:
+        raise ArtsError(f"question {name} has no finished trace")
     ungraded = [leaf for leaf in leaves if leaf not in graded.correct]
     if ungraded:
         raise ArtsError(f"question {name}: trajectory {ungraded[0]} has no grade")
     found = [tree.trajectory(leaf, order) for order, leaf in enumerate(leaves)]
     nodes = [tree.nodes[leaf] for leaf in leaves]
-    scores = {key: np.array([node.scores[key] for node in nodes]) for key in nodes[0].scores}
-    if tree.scorer not in {"", "logprob"} and tree.scorer not in scores and nodes[0].log_flow is not None:
+    scores = {key: np.array([node.scores[key] for node in nodes]) for key in (nodes[0].scores if nodes else ())}
+    flows = not nodes or nodes[0].log_flow is not None
+    if tree.scorer not in {"", "logprob"} and tree.scorer not in scores and flows:
         scores[tree.scorer] = np.array([math.nan if n.log_flow is None else n.log_flow for n in nodes])
     scores["logprob"] = np.array([trajectory.mean_logprob for trajectory in found])
     for key, values in scores.items():

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from arts_plugin.cli_options import given, settings_options
+from arts_plugin.training.sources import Source, source_options
 
 
 def training_options(command: Any) -> Any:
@@ -60,33 +61,12 @@ _TRAINING: list[tuple[str, Any, Any, str]] = [
 
 @click.command()
 @click.option(
-    "--data", "files", multiple=True, type=click.Path(exists=True, dir_okay=False), help="JSON lines; repeatable."
-)
-@click.option("--question_key", "--question-key", default="question", show_default=True, help="Field of the question.")
-@click.option("--answer_key", "--answer-key", default="answer", show_default=True, help="Field of the gold answer.")
-@click.option(
     "--out", required=True, type=click.Path(file_okay=False), help="Run folder; started again, it is resumed."
 )
 @click.option("--traces", default=16, show_default=True, type=click.IntRange(1), help="N, main traces a problem.")
-@click.option("--grader", default="numeric", show_default=True, help="How answers are compared with the gold ones.")
-@click.option("--tasks", default=None, help="lm-eval tasks instead of --data, graded by their own filters and metric.")
-@click.option("--split", type=click.Choice(["train", "test"]), default="train", show_default=True, help="Of --tasks.")
-@click.option("--include_path", "--include-path", default=None, help="Folder of lm-eval task files.")
-@click.option("--limit", type=click.IntRange(1), default=None, help="The first problems only (of each task).")
+@source_options(split="train")
 @settings_options(without=("trace", "strategy", "width", "budget_trajectories"))
-def sdf(
-    files: tuple[str, ...],
-    question_key: str,
-    answer_key: str,
-    out: str,
-    traces: int,
-    grader: str,
-    tasks: str | None,
-    split: str,
-    include_path: str | None,
-    limit: int | None,
-    **settings: Any,
-) -> None:
+def sdf(source: Source, out: str, traces: int, **settings: Any) -> None:
     """Make Sparse Deep Fork training trees: main traces, forks from their inner states, graded leaves.
 
     With --fork_probability 0 it makes a pool of independent traces, which is what scorers are compared on.
@@ -94,23 +74,14 @@ def sdf(
     from tqdm import tqdm
 
     from arts_plugin.api import Arts
-    from arts_plugin.training.rows import read_rows
-    from arts_plugin.training.sdf import make_trees, problems_of
+    from arts_plugin.training.sdf import make_trees
 
-    if bool(files) == bool(tasks):
-        raise click.UsageError("give either --data or --tasks")
-    rows = read_rows(files, question_key=question_key, answer_key=answer_key)[:limit] if files else []
+    grader, problems_for = source.open()
     wanted = {"features": True, "verifier": "none", **given(settings)}
     # Every main trace may be forked, so 2 N trajectories are a limit that is never in the way.
     made = Arts(strategy="sdf", width=traces, budget_trajectories=2 * traces, trace=out, **wanted)
     with made as arts:
-        if tasks:
-            from arts_plugin.lm_eval.problems import load_tasks, task_problems
-
-            problems = list(task_problems(arts, load_tasks(tasks.split(","), split, include_path), limit))
-            grader = "lm-eval"
-        else:
-            problems = list(problems_of(rows, arts, arts.plugins.make("grader", grader)))
+        problems = list(problems_for(arts))
         if not problems:
             raise click.ClickException("there is no problem to make a tree of")
         bar = tqdm(total=len(problems), unit="problem", smoothing=0.05)

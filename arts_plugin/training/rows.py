@@ -16,12 +16,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A problem. `id` is unique among the rows of a run; `place` is its file and line."""
+    """A problem. `id` is unique among the rows of a run; `place` is its file and line; `subject` and `level` are the
+    fields of these names, if they are there."""
 
     id: str
     question: str
     gold: str
     place: str = ""
+    subject: str = ""
+    level: str = ""
 
 
 def read_rows(
@@ -74,4 +77,5 @@ def _row(record: Any, default_id: str, place: str, question_key: str, answer_key
         raise ValueError(f"its {question_key} is {question!r}")
     if isinstance(gold, bool | dict | list) or gold is None or not str(gold).strip():
         raise ValueError(f"its {answer_key} is {gold!r}")
-    return Row(str(record.get(id_key, default_id)), question, str(gold).strip(), place)
+    notes = {name: str(record.get(name) or "") for name in ("subject", "level")}
+    return Row(str(record.get(id_key, default_id)), question, str(gold).strip(), place, **notes)

@@ -27,7 +27,8 @@ Grade = Callable[[Trajectory], bool]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A question to make a tree of, and how its trajectories are graded. `question` is what the prompt is made of."""
+    """A question to make a tree of, and how its trajectories are graded. `question` is what the prompt is made of;
+    `subject` and `level` are empty where the data do not say."""
 
     id: str
     question: str
@@ -36,6 +37,8 @@ class Problem:
     grade: Grade
     stops: tuple[str, ...] = ()
     settings: Settings | None = None
+    subject: str = ""
+    level: str = ""
 
 
 @dataclass(slots=True)
@@ -67,7 +70,8 @@ def problems_of(rows: Iterable[Row], arts: Arts, grader: Callable[[str, str], bo
         def grade(trajectory: Trajectory, gold: str = row.gold) -> bool:
             return trajectory.answer is not None and grader(trajectory.answer, gold)
 
-        yield Problem(row.id, row.question.strip(), arts.prompt(row.question), row.gold, grade)
+        prompt = arts.prompt(row.question)
+        yield Problem(row.id, row.question.strip(), prompt, row.gold, grade, subject=row.subject, level=row.level)
 
 
 def grade_tree(tree: ReasoningTree, grade: Grade) -> dict[int, bool]:
@@ -113,7 +117,9 @@ def make_trees(arts: Arts, problems: Iterable[Problem], grader: str) -> Iterator
             if tree.error:
                 progress.failed.append(f"{problem.id}: {tree.error}")
             elif (graded := grades.known.get(event.job.key())) is None:
-                graded = Graded(event.job.key(), problem.id, problem.gold, grader, grade_tree(tree, problem.grade))
+                correct = grade_tree(tree, problem.grade)
+                notes = {"subject": problem.subject, "level": problem.level}
+                graded = Graded(event.job.key(), problem.id, problem.gold, grader, correct, **notes)
                 grades.put(graded)
             if not tree.error and graded is not None:
                 progress.traces += len(graded.correct)

@@ -1,0 +1,70 @@
+"""What is compared: greedy decoding, a pool of independent samples, and searches that may spend what the pool spent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from arts_plugin.errors import SettingsError, unknown_name
+from arts_plugin.plugins import Plugins
+from arts_plugin.settings import Settings
+
+GREEDY, SAMPLES = "greedy", "samples"
+_OF_THE_ENGINE = frozenset({"backend", "model", "verifier", "verifier_model", "n_ctx", "n_threads", "trace"})
+_MANY = 64
+_BUDGETS = frozenset({"budget_trajectories", "budget_tokens", "budget_seconds", "budget_nodes"})
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One of them.
+
+    Attributes:
+        name: its folder's name, and what it is called in tables.
+        changes: settings in which it differs from the others.
+        matched: whether it may spend on a question what the pool spent on the same.
+    """
+
+    name: str
+    changes: dict[str, Any]
+    matched: bool = False
+
+
+def methods(searches: Sequence[str], traces: int, settings: Settings, registry: Plugins) -> list[Method]:
+    """Greedy, the pool, and the searches, in the order in which they run.
+
+    Args:
+        searches: `strategy` or `strategy,setting=value,...` each.
+        traces: N, samples in the pool.
+
+    Raises:
+        SettingsError: a search that cannot be read, is named twice, or sets what all share.
+        UnknownNameError: a strategy that nobody registered.
+    """
+    found = [
+        Method(GREEDY, {"strategy": "greedy", "budget_trajectories": 1}),
+        Method(SAMPLES, {"strategy": "best_of_n", "budget_trajectories": traces}),
+    ]
+    for text in searches:
+        strategy, *rest = (part.strip() for part in text.split(","))
+        if strategy not in registry.registrations("strategy"):
+            raise unknown_name("strategy", strategy, registry.registrations("strategy"))
+        if strategy in {"greedy", "best_of_n", "sdf"}:
+            raise SettingsError(f"--search {text}: {strategy} is no search that a token budget could be matched for")
+        changes: dict[str, Any] = {}
+        for part in rest:
+            name, sign, value = part.partition("=")
+            if not sign:
+                raise SettingsError(f"--search {text}: {part!r} is not setting=value")
+            changes[name] = value
+        if shared := (_OF_THE_ENGINE | _BUDGETS | {"strategy"}) & changes.keys():
+            raise SettingsError(f"--search {text}: {', '.join(sorted(shared))} must be the same for all; leave it out")
+        settings.with_(changes)  # an unknown setting or a bad value is told before anything runs
+        name = " ".join([strategy, *rest])
+        if any(method.name == name for method in found):
+            raise SettingsError(f"--search {text} is there twice")
+        # Something must end a search; this is never in the way of the tokens.
+        most = {"budget_trajectories": _MANY * traces}
+        found.append(Method(name, {"strategy": strategy, **most, **changes}, matched=True))
+    return found
