@@ -12,7 +12,7 @@ from arts_plugin.prompts import question_text
 from arts_plugin.value_head import ValueHeadVerifier
 from tests.models import THREADS, model
 
-OWN = {"qwen2.5": "qwen2.5-coder-0.5b-instruct"}
+OWN = {"qwen2.5": "qwen2.5-coder-0.5b-instruct", "smollm2": "smollm2-135m-instruct"}
 QUESTION = "Tom has 3 pens and buys 2 more. How many pens does he have now?"
 
 

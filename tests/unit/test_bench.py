@@ -1,0 +1,165 @@
+"""The comparison at equal cost, from runs whose figures are known."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from arts_plugin.bench import clock
+from arts_plugin.bench.methods import GREEDY, SAMPLES, Method, methods
+from arts_plugin.bench.page import text, write
+from arts_plugin.bench.result import compare_methods, verdicts
+from arts_plugin.errors import ArtsError, SettingsError, UnknownNameError
+from arts_plugin.plugins import plugins
+from arts_plugin.settings import Settings
+from tests.report_runs import chain_tree, random_trees, write_run
+
+N, TRACES = 24, 6
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    trees, gold = random_trees(N, TRACES)
+    write_run(tmp_path / SAMPLES, trees, gold)
+    first = [chain_tree(f"p{i}", [t.nodes[2].answer or ""], [0.0], strategy="greedy") for i, t in enumerate(trees)]
+    write_run(tmp_path / GREEDY, first, gold)
+    searched = []
+    for i, tree in enumerate(trees):
+        # The first question's search ended before anything was finished; the last one's failed and is not there.
+        answers = [] if i == 0 else ["1" if i % 2 else "2", tree.nodes[2].answer or ""]
+        if i < N - 1:
+            searched.append(chain_tree(f"p{i}", answers, [1.0, 0.0][: len(answers)], strategy="arts"))
+    write_run(tmp_path / "arts", searched, gold)
+    return tmp_path
+
+
+def three() -> list[Method]:
+    return [Method(GREEDY, {}), Method(SAMPLES, {}), Method("arts", {}, matched=True)]
+
+
+def test_figures_are_those_of_the_trees(folder: Path) -> None:
+    result = compare_methods(three(), folder)
+    assert result["questions"] == N - 1
+    rows = {row["label"]: row for row in result["rows"]}
+    trees, _ = random_trees(N, TRACES)
+    trees = trees[:-1]
+    answers = [[node.answer for node in tree.nodes if node.terminal] for tree in trees]
+    right = [[answer == "1" for answer in found] for found in answers]
+    assert rows["one sample"]["accuracy"][0] == pytest.approx(np.mean(right))
+    assert rows[GREEDY]["accuracy"][0] == pytest.approx(np.mean([found[0] for found in right]))
+    assert rows["samples, oracle"]["accuracy"][0] == pytest.approx(np.mean([any(found) for found in right]))
+    flows = [[node.log_flow for node in tree.nodes if node.terminal] for tree in trees]
+    best = [found[int(np.argmax(flow))] for found, flow in zip(right, flows, strict=True)]
+    assert rows["best of, rfm"]["accuracy"][0] == pytest.approx(np.mean(best))
+    # Ties of a vote are shared equally.
+    votes = []
+    for found in answers:
+        counts = {answer: found.count(answer) for answer in set(found)}
+        top = [answer for answer, count in counts.items() if count == max(counts.values())]
+        votes.append(("1" in top) / len(top))
+    assert rows["majority"]["accuracy"][0] == pytest.approx(np.mean(votes))
+    # A search that finished nothing chose nothing right.
+    own = [0.0, *(float(i % 2) for i in range(1, N - 1))]
+    assert rows["arts"]["accuracy"][0] == pytest.approx(np.mean(own))
+    difference = next(d for d in result["differences"] if d["right"] == "majority")
+    assert difference["difference"][0] == pytest.approx(np.mean(np.array(own) - votes))
+    assert rows["arts"]["wins"] == sum(mine > vote for mine, vote in zip(own, votes, strict=True))
+    assert result["left_out"] == []
+
+
+def test_where_adds_up(folder: Path) -> None:
+    """Bands of difficulty part the questions, and so do subjects; their figures add up to the whole."""
+    result = compare_methods(three(), folder)
+    whole = {row["label"]: row["accuracy"][0] for row in result["rows"]}
+    for _, found in itertools.groupby(result["where"], key=lambda item: item["kind"]):
+        groups = list(found)
+        assert sum(group["questions"] for group in groups) == N - 1
+        for rule in groups[0]["accuracy"]:
+            total = sum(group["questions"] * group["accuracy"][rule][0] for group in groups)
+            assert total / (N - 1) == pytest.approx(whole[rule])
+    none = result["where"][0]
+    assert none["group"] == "none right" and none["accuracy"]["majority"][0] == 0
+
+
+def test_cost(folder: Path) -> None:
+    """Tokens are the trees' own; seconds those that were kept, an unfinished line passed over."""
+    (folder / SAMPLES / clock.FILE).write_text(
+        '{"question": "p0", "seconds": 30.0}\n{"question": "p1", "seconds": 18.0}\n{"que'
+    )
+    result = compare_methods(three(), folder)
+    cost = {item["method"]: item for item in result["cost"]}
+    assert cost[SAMPLES]["tokens"] == 3 * 2 * TRACES
+    assert cost[SAMPLES]["seconds"] == pytest.approx(48 / N)
+    assert cost["arts"]["seconds"] is None
+    assert cost["arts"]["traces"] == pytest.approx(2 * (N - 2) / (N - 1))
+
+
+def test_what_is_written(folder: Path) -> None:
+    result = compare_methods(three(), folder)
+    page = write(result, folder)
+    assert page.read_text() == text(result) + "\n"
+    assert json.loads((folder / "bench.json").read_text()) == result
+    assert (folder / "bench.png").stat().st_size > 5000
+    assert f"- {verdicts(result)[0]}" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("interval", "word"),
+    [
+        ((0.1, 0.02, 0.2), "beats"),
+        ((-0.1, -0.2, -0.02), "loses to"),
+        ((0.1, 0.0, 0.2), "does not measurably differ from"),
+    ],
+)
+def test_a_difference_is_one_if_its_interval_leaves_out_0(interval: tuple[float, ...], word: str) -> None:
+    (said,) = verdicts({"differences": [{"left": "arts", "right": "majority", "difference": list(interval)}]})
+    assert said.startswith(f"arts {word} majority: ")
+
+
+def test_no_question_in_common(folder: Path, tmp_path: Path) -> None:
+    write_run(folder / "other", [chain_tree("elsewhere", ["1"], [0.0], strategy="arts")], {"elsewhere": "1"})
+    with pytest.raises(ArtsError, match="no question in common"):
+        compare_methods([*three(), Method("other", {}, matched=True)], folder)
+
+
+def test_methods() -> None:
+    made = methods(["arts", "arts,width=4,beta=2"], 8, Settings(), plugins())
+    assert [method.name for method in made] == [GREEDY, SAMPLES, "arts", "arts width=4 beta=2"]
+    assert made[1].changes == {"strategy": "best_of_n", "budget_trajectories": 8}
+    assert made[3].changes["width"] == "4" and made[3].matched and not made[1].matched
+
+
+@pytest.mark.parametrize(
+    ("search", "error", "match"),
+    [
+        ("art", UnknownNameError, "did you mean 'arts'"),
+        ("best_of_n", SettingsError, "no search that a token budget"),
+        ("arts,width", SettingsError, "'width' is not setting=value"),
+        ("arts,widht=2", SettingsError, "did you mean 'width'"),
+        ("arts,width=0", SettingsError, "width is '?0"),
+        ("arts,budget_tokens=5", SettingsError, "budget_tokens must be the same for all"),
+        ("arts,model=x", SettingsError, "model must be the same for all"),
+    ],
+)
+def test_searches_that_cannot_be_compared(search: str, error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        methods([search], 8, Settings(), plugins())
+    with pytest.raises(SettingsError, match="twice"):
+        methods(["arts", "arts"], 8, Settings(), plugins())
+
+
+def test_the_clock_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([0.0, 2.0, 5.0, 100.0, 103.0])
+    monkeypatch.setattr("arts_plugin.bench.clock.time.perf_counter", lambda: next(now))
+    first = clock.Clock(tmp_path)
+    first.tick("a")
+    first.tick("b")
+    again: Any = clock.Clock(tmp_path)
+    again.tick("c")
+    assert clock.seconds(tmp_path) == 8.0
+    assert clock.seconds(tmp_path / "nowhere") is None
