@@ -34,7 +34,9 @@ def measure(log_p: Floats, sampled: npt.NDArray[np.int16], tasks: Sequence[Task]
         right, wrong: measured, for right and wrong routes that no update sampled.
         visits: the closed form, summed over the updates that the problem was part of, S_k what was sampled for it.
         mass: the closed form with S all routes that were ever sampled for the problem, over all updates.
-    Per problem are the last values. `step` compares single updates of single problems: the measured mean change of
+    `own` is what part of `right` came about in updates that the problem was part of. `sharpening` is the slope of
+    log pi_K / pi_0 on log pi_0 over a problem's routes that were never sampled, averaged: 0 if all shrink by one factor,
+    as in the closed form; positive if the unlikelier lose more. `step` compares single updates of single problems: the measured mean change of
     log pi over right routes outside S_k against -log(1 + alpha_k).
 
     Args:
@@ -54,12 +56,17 @@ def measure(log_p: Floats, sampled: npt.NDArray[np.int16], tasks: Sequence[Task]
         with np.errstate(invalid="ignore"):
             curves[name] = (change * which).sum(axis=2) / np.where(count, count, np.nan)
     use = (right & ~seen).any(axis=1)
+    outside = right & ~seen
+    own = np.where(visited[:, :, None], np.diff(log_p, axis=0), 0.0).sum(axis=0)
+    own = (own * outside)[use].sum(axis=1) / outside[use].sum(axis=1)
     rows = np.linspace(0, len(log_p) - 1, min(len(log_p), 41)).round().astype(int)
     return {
         "updates": rows.tolist(),
         "curves": {name: _band(values[np.ix_(rows, np.flatnonzero(use))]) for name, values in curves.items()},
         "last": {name: [_short(x) for x in values[-1, use]] for name, values in curves.items()},
-        "problems": [task.id for task, kept in zip(tasks, use, strict=True) if kept],
+        "own": _band(own[None, :])[0],
+        "visited": _short(visited[:, use].mean()),
+        "sharpening": _band(_slopes(log_p[0], change[-1], ~seen)[None, :])[0],
         "routes": int((right & ~seen).sum()),
         "routes_right": int(right.sum()),
         "step": _single(log_p, sampled, right, visited, steps),
@@ -84,6 +91,14 @@ def _single(log_p: Floats, sampled: Any, right: Any, visited: Any, predicted: Fl
         "mean_absolute_difference": _short(np.abs(moved - expected).mean()),
         "sample": [[_short(x), _short(y)] for x, y in zip(expected[thin], moved[thin], strict=True)],
     }
+
+
+def _slopes(before: Floats, change: Floats, which: npt.NDArray[np.bool_]) -> Floats:
+    """[tasks]: least-squares slope of `change` on `before` over a task's routes of `which`."""
+    count = which.sum(axis=1, keepdims=True)
+    x, y = (np.where(which, v - (v * which).sum(axis=1, keepdims=True) / count, 0.0) for v in (before, change))
+    made: Floats = (x * y).sum(axis=1) / (x**2).sum(axis=1)
+    return made
 
 
 def _band(values: Floats) -> list[list[float]]:

@@ -102,11 +102,14 @@ def closed_form(found: Results) -> str:
                 *(f"{m:.2f} [{low:.2f}, {high:.2f}]" for m, low, high in (last[n] for n in ("right", "wrong", "visits", "mass"))),
                 f"{single['mean_measured']:.4f} / {single['mean_closed_form']:.4f}",
                 f"{single['correlation']:.2f}",
+                f"{decay['own'][0]:.2f} in {100 * decay['visited']:.1f} % of updates",
+                f"{decay['sharpening'][0]:.2f} [{decay['sharpening'][1]:.2f}, {decay['sharpening'][2]:.2f}]",
             ]
         )  # fmt: skip
     header = [
         "seed", "right routes never sampled", "log ratio, right", "log ratio, wrong", "closed form, own updates",
         "closed form, all updates", "one update: measured / closed form", "correlation",
+        "log ratio, right, in own updates", "sharpening",
     ]  # fmt: skip
     return markdown(header, rows)
 
