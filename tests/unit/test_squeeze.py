@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "normalization_squeeze"
-MODULES = ("task", "model", "routes", "closed_form")
+MODULES = ("task", "model", "routes", "closed_form", "results", "tables")
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +151,17 @@ def test_raised_logits_squeeze_the_rest_as_the_closed_form_says(example: dict[st
     for name in ("right", "mass", "visits"):
         assert found["last"][name][0] == pytest.approx(moved[-1, 0], rel=1e-3)
     assert found["step"]["slope"] == pytest.approx(1.0) and found["step"]["correlation"] == pytest.approx(1.0)
+
+
+def test_the_readme_says_what_was_found(example: dict[str, Any]) -> None:
+    """The tables are those of the results that lie beside them, and every interval of the README is in the tables."""
+    found = json.loads((EXAMPLE / "results.json").read_text(encoding="utf-8"))
+    tables = example["tables"].report(found)
+    assert (EXAMPLE / "TABLES.md").read_text(encoding="utf-8") == tables
+    interval = r"[-+]?\d+\.\d \[[-+]?\d+\.\d, [-+]?\d+\.\d\]"
+    said = re.findall(interval, (EXAMPLE / "README.md").read_text(encoding="utf-8"))
+    assert len(said) > 60
+    assert not set(said) - set(re.findall(interval, tables))
 
 
 @pytest.mark.trl
