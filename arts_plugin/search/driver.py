@@ -175,6 +175,12 @@ class SearchDriver:
     def _finish(self, search: Search) -> None:
         self._note(search, search.finish("budget_tokens" if search.waiting else "exhausted", self._flights))
         self._events.append(Event("finished", search.job, search.tree))
+        tree, settings = search.tree, search.job.settings
+        if not tree.n_finished and tree.ended_by in {"budget_tokens", "budget_seconds", "budget_nodes"}:
+            self._warn_once(
+                f"{tree.ended_by} ended a search before any trajectory was finished: it was spent on breadth. A question starts "
+                f"with {max(settings.width, settings.slots)} branches (slots); lower slots, or give it more"
+            )
         steps = [node.stop for node in search.tree.nodes[1:]]
         if steps and "delimiter" not in steps and not self._delimiter_seen:
             delimiter = search.job.settings.delimiter

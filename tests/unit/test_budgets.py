@@ -178,6 +178,18 @@ def test_tokens_are_spent_to_the_last(strategy: str, plugins: Plugins, caplog: p
     assert not [record.message for record in caplog.records if "strategy" in record.message]
 
 
+def test_a_budget_that_goes_into_breadth_is_said_once(plugins: Plugins, caplog: pytest.LogCaptureFixture) -> None:
+    """Sixteen branches of a question share tokens that would finish two; with two branches, something is finished."""
+    script = {"q": [Step("one\n", 1.0, "r")], "r": [Step("two\n", 1.0, "s")], "s": [Step("three", 1.0, None)]}
+    for slots, finished in ((16, False), (2, True)):
+        caplog.clear()
+        tree = search(ScriptedBackend(script, slots=slots), plugins, slots=slots, budget_tokens=17, **NO_BUDGET)
+        assert bool(tree.n_finished) is finished
+        said = [r.message for r in caplog.records if "before any trajectory was finished" in r.message]
+        assert len(said) == (not finished)
+        assert all("starts with 16 branches" in message for message in said)
+
+
 def test_refilled_tokens_are_paid_from_the_same_budget(plugins: Plugins) -> None:
     settings = {"budget_tokens": 400, "slots": 4, "width": 2, **NO_BUDGET}
     roomy = search(ScriptedBackend(loop_script()), plugins, **settings)
