@@ -81,6 +81,7 @@ class TreeSearchTask(ConfigurableTask):
             stock.pop(name, None)
         merged = {**stock, **given, "metadata": {**(stock.get("metadata") or {}), **(given.get("metadata") or {})}}
         self._rows, self._files = own["rows"], own["data"] or {}
+        self._no_examples = ""
         # A task that brings its rows along has nothing to look for there.
         self._place = merged["metadata"].get("arts_data") if not merged.get("custom_dataset") else None
         if self._place:
@@ -97,9 +98,14 @@ class TreeSearchTask(ConfigurableTask):
         if not self._files:
             raise ArtsError(f"arts_data is {self._place!r}, and {config.get('task')} does not say which files it reads")
         needed = {config.get("test_split") or next(iter(self._files)): "the questions"}
-        if config.get("num_fewshot") and config.get("fewshot_split"):
-            needed[config["fewshot_split"]] = f"{config['num_fewshot']} examples in the prompt (--num_fewshot 0: none)"
         self._local = local_splits(str(self._place), self._files, self._rows, needed)
+        split = config.get("fewshot_split")
+        if split in self._files and split not in self._local:
+            # Said when examples are asked for: --num_fewshot 0 is only known after this.
+            self._no_examples = (
+                f"arts_data is {str(self._place)!r}, and {self._files[split]} is missing; it is needed for the examples in "
+                "the prompt (--num_fewshot 0: none)"
+            )
         for name in ("training_split", "validation_split", "fewshot_split"):
             if config.get(name) not in self._local:
                 config[name] = None
@@ -121,6 +127,20 @@ class TreeSearchTask(ConfigurableTask):
             raise ArtsError(
                 f"{self.config.task}: its data set {self.DATASET_PATH} cannot be loaded: {type(error).__name__}: {error}{hint}"
             ) from error
+
+    def fewshot_docs(self) -> Any:
+        """Documents to draw examples from; never the test's own for want of a file."""
+        return None if self._no_examples else super().fewshot_docs()
+
+    def fewshot_context(self, doc: dict[str, Any], num_fewshot: int, *arguments: Any, **keywords: Any) -> Any:
+        """The prompt.
+
+        Raises:
+            ArtsError: it should hold examples, and there is no file of them.
+        """
+        if num_fewshot and self._no_examples:
+            raise ArtsError(f"{self.config.task}: {self._no_examples}")
+        return super().fewshot_context(doc, num_fewshot, *arguments, **keywords)
 
     def dump_config(self) -> dict[str, Any]:
         """What lm-eval writes beside the results."""

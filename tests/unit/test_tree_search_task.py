@@ -181,7 +181,6 @@ def test_predict_only(data: Path) -> None:
         ({"metadata": {"arts_data": "/nowhere"}}, "there is no such file or folder"),
         ({"data": None}, "does not say which files it reads"),
         ({"data": {"test": "other.jsonl"}}, "other.jsonl is missing; it is needed for the questions"),
-        ({"data": {"test": "gsm8k_test.jsonl", "train": "no.jsonl"}, "num_fewshot": 5}, "needed for 5 examples in the prompt"),
         ({"metric": "bleu"}, None),
     ],
 )  # fmt: skip
@@ -192,6 +191,16 @@ def test_bad_input(data: Path, more: dict[str, Any], message: str | None) -> Non
         return
     with pytest.raises(ArtsError, match=message):
         task(data, **more)
+
+
+def test_examples_without_a_file_of_them(data: Path) -> None:
+    """Refused when they are asked for, and never drawn from the questions themselves."""
+    made = task(data, data={"test": "gsm8k_test.jsonl", "train": "no.jsonl"}, num_fewshot=5)
+    with pytest.raises(ArtsError, match=r"no\.jsonl is missing; it is needed for the examples in the prompt"):
+        made.build_all_requests(limit=1, rank=0, world_size=1)
+    made.set_config(key="num_fewshot", value=0)
+    made.build_all_requests(limit=1, rank=0, world_size=1)
+    assert len(made.instances) == 1
 
 
 @pytest.mark.parametrize(
