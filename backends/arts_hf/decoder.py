@@ -39,6 +39,7 @@ class PoolDecoder:
         self.decoder = network.get_decoder()
         self._windows = _windows(network, name)
         self.device: torch.device = network.get_input_embeddings().weight.device
+        self._no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
         self.pool = KvPool()
         self.kv = KvCache(NoMemory(), n_ctx, MAX_SEQUENCES)
         self.windows: dict[int, int] = {}
@@ -98,7 +99,11 @@ class PoolDecoder:
     def _compute(self, items: Sequence[Item]) -> torch.Tensor:
         plan, tokens, positions = self._plan(items)
         with torch.inference_mode(), attention.using(plan):
-            out = self.decoder(input_ids=tokens[None], position_ids=positions[None], use_cache=False)
+            # A mask of four dimensions is taken as it is (and our attention looks at none). Without one, transformers looks
+            # for packed sequences in the positions, for which the host would wait.
+            out = self.decoder(
+                input_ids=tokens[None], position_ids=positions[None], attention_mask=self._no_mask, use_cache=False
+            )
         return out.last_hidden_state[0]  # type: ignore[no-any-return]
 
     def _plan(self, items: Sequence[Item]) -> tuple[Plan, torch.Tensor, torch.Tensor]:

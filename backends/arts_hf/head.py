@@ -116,9 +116,7 @@ class TopTokens:
     @classmethod
     def of(cls, head: VocabularyHead, states: torch.Tensor, k: int, features: bool, n_vocab: int) -> TopTokens:
         """The likeliest `k` tokens after each of `states` [n, n_embd]."""
-        values, ids, log_z = head.top(states, k)
-        hidden = states.float().cpu().numpy() if features else None
-        found, tokens = values.cpu().numpy().astype(np.float64), ids.cpu().numpy()
+        found, tokens, log_z, hidden = _on_host(*head.top(states, k), states if features else None)
         order = np.lexsort((tokens, -found), axis=-1)
         found, tokens = np.take_along_axis(found, order, 1), np.take_along_axis(tokens, order, 1)
 
@@ -126,7 +124,7 @@ class TopTokens:
             with torch.inference_mode():
                 return np.asarray(head.logits(state[None])[0].cpu().numpy(), dtype=np.float32)
 
-        return cls(found, tokens, log_z.double().cpu().numpy(), states, hidden, full, n_vocab)
+        return cls(found, tokens, log_z, states, hidden, full, n_vocab)
 
     def keep(self, row: int) -> TopTokens:
         """One row."""
@@ -162,6 +160,20 @@ class TopTokens:
         log_z = float(log_normaliser(logits[None])[0])
         token = pick(logits, sampling, log_z, uniform)
         return token, float(logits[token]) - log_z
+
+
+def _on_host(
+    values: torch.Tensor, ids: torch.Tensor, log_z: torch.Tensor, states: torch.Tensor | None
+) -> tuple[Array, Array, Array, FloatArray | None]:
+    """All that the host needs of a step, in one copy: each copy from a GPU waits for it."""
+    k = values.shape[1]
+    parts = [values.float(), ids.to(torch.int32).view(torch.float32), log_z.float()[:, None]]
+    if states is not None:
+        parts.append(states.to(values.device).float())
+    host = torch.cat(parts, 1).cpu().numpy()
+    tokens = np.ascontiguousarray(host[:, k : 2 * k]).view(np.int32).astype(np.int64)
+    hidden = None if states is None else np.ascontiguousarray(host[:, 2 * k + 1 :])
+    return host[:, :k].astype(np.float64), tokens, host[:, 2 * k].astype(np.float64), hidden
 
 
 def _kept(values: Array, log_z: Array, sampling: Sampling, n_vocab: int) -> tuple[Array, Array]:

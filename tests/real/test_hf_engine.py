@@ -17,6 +17,7 @@ transformers = pytest.importorskip("transformers")
 from arts_hf import attention, prefixes  # noqa: E402
 from arts_hf.pool import KvPool  # noqa: E402
 from arts_hf.runtime import HfRuntime  # noqa: E402
+from arts_plugin.backend import Sampling  # noqa: E402
 from arts_plugin.engine.kv import CacheFullError, KvSequence  # noqa: E402
 from arts_plugin.engine.runtime import Row  # noqa: E402
 from arts_plugin.errors import ModelError  # noqa: E402
@@ -126,6 +127,39 @@ def test_trees_equal_full_recompute(kind: str, way: str, monkeypatch: pytest.Mon
     distinct = {tuple(s.tokens[:i]) for s, _ in branches for i in range(1, len(s) + 1)}
     assert made.kv.used == len(distinct)
     assert bool(calls) == ("cascade" in way)
+
+
+class HostReads(torch.overrides.TorchFunctionMode):
+    """Notes what would wait for a GPU: the ways in which a tensor's numbers reach the host (on a CPU, `to` is none)."""
+
+    WAYS = ("cpu", "item", "tolist", "nonzero", "__bool__", "__int__", "__float__", "__index__", "masked_select")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in self.WAYS:
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3, window 5"])
+@pytest.mark.parametrize("branches", [3, 40])
+def test_a_step_waits_for_the_device_once(kind: str, branches: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many branches it has, shared prefix and all."""
+    monkeypatch.setattr(prefixes, "MEMBERS", 2)
+    monkeypatch.setattr(prefixes, "LENGTH", 1)
+    made = runtime(kind, slots=64)
+    root = made.kv.new()
+    made.prefill(root, list(range(20)))
+    rows = [Row(made.kv.new(root), token) for token in range(branches)]
+    made.rows(rows, True)
+    with HostReads() as reads:
+        top = made.rows([Row(row.sequence, row.token + 1) for row in rows], True)
+        top.draw(range(branches), Sampling(), [0.3] * branches)
+    assert reads.seen == ["cpu"]
 
 
 def test_prefixes_that_are_shared() -> None:
