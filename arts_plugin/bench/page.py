@@ -44,14 +44,15 @@ def text(result: Plain) -> str:
                 "" if row["label"] == MAJORITY else _signed(row["minus_majority"]),
                 "" if row["label"] == MAJORITY else f"{row['wins']} / {row['losses']}",
                 f"{spent['tokens'] / share:.0f}",
+                f"{spent['verifier_tokens'] / share:.0f}",
                 f"{spent['traces'] / share:.1f}",
                 "-" if seconds is None else f"{seconds / share:.1f}",
             ]
         )
-    header = ["", "right, %", "- majority", "better / worse on", "tokens", "traces", "seconds"]
+    header = ["", "right, %", "- majority", "better / worse on", "tokens", "verifier's", "traces", "seconds"]
     parts = [
         f"{result['questions']} questions, {result['model']}, {result['traces']} samples; percent right with 95 % bootstrap "
-        "intervals over questions, differences paired; tokens, finished traces and seconds a question",
+        "intervals over questions, differences paired; tokens (the model's and a verifier's own), finished traces and seconds a question",
         markdown(header, rows),
         "\n".join(f"- {line}" for line in verdicts(result)),
         _where(result),

@@ -43,9 +43,9 @@ def compare_methods(methods: Sequence[Method], out: Path) -> Plain:
         row["minus_majority"] = _plain(boot.mean(values[row["label"]] - values[MAJORITY]))
         wins, losses = values[row["label"]] > values[MAJORITY], values[row["label"]] < values[MAJORITY]
         row["wins"], row["losses"] = int(wins.sum()), int(losses.sum())
-    chosen = [rule for rule in values if not rule.endswith("oracle")]
+    chosen = [rule for rule in values if "oracle" not in rule]
     own = [row["label"] for row in rows if row["label"] in runs and row["label"] not in {GREEDY, SAMPLES}]
-    best = [rule for rule in chosen if rule.startswith(("best of", "vote by"))]
+    best = [rule for rule in chosen if rule.startswith(("best by", "vote by"))]
     pool = shared[SAMPLES]
     return {
         "questions": len(pool),
@@ -90,7 +90,7 @@ def _contestants(name: str, run: Run, questions: Sequence[Question]) -> dict[str
     found = {name: _chosen(questions)}
     for rule in ("majority", "weighted_vote", "flow"):
         if rule != run.select and f"choose_{rule}" in per_question[0]:
-            found[f"{name}, {rule}"] = np.array([float(v[f"choose_{rule}"]) for v in per_question])  # type: ignore[arg-type]
+            found[f"{name}, chosen by {rule}"] = np.array([float(v[f"choose_{rule}"]) for v in per_question])  # type: ignore[arg-type]
     found[f"{name}, oracle"] = np.array([float(q.correct.any()) for q in questions])
     return found
 
@@ -108,9 +108,9 @@ def _pool(run: Run, questions: Sequence[Question]) -> dict[str, Array]:
         note(MAJORITY, vote(classes, question.correct, np.zeros(question.n), everyone))
         for scorer in scorers:
             score = question.scores[scorer]
-            note(f"best of, {scorer}", best_of_k(score, question.correct, question.n))
+            note(f"best by {scorer}", best_of_k(score, question.correct, question.n))
             note(f"vote by {scorer}", vote(classes, question.correct, score, everyone))
-        note("samples, oracle", float(question.correct.any()))
+        note("oracle of the samples", float(question.correct.any()))
     return {rule: np.array(values) for rule, values in found.items()}
 
 
@@ -123,6 +123,7 @@ def _cost(folder: Path, run: Run, questions: Sequence[Question]) -> Plain:
     return {
         "method": folder.name,
         "tokens": float(np.mean([q.decoded for q in questions])),
+        "verifier_tokens": float(np.mean([q.judged for q in questions])),
         "traces": float(np.mean([q.n for q in questions])),
         # Of the whole run, since its questions share the machine.
         "seconds": None if seconds is None else seconds / len(run.questions),

@@ -33,6 +33,7 @@ class Question:
         tokens: of each trajectory [n].
         spent: tokens that the search had generated when it was finished [n]; its own, in a pool.
         chosen: place of the one that the search chose; None if that was none of these.
+        judged: tokens that a verifier with a model of its own has read.
         decoded: tokens generated and computed again for this question; of a pool by the main traces.
         seconds: from its admission to its end; other questions ran beside it.
     """
@@ -47,6 +48,7 @@ class Question:
     spent: npt.NDArray[np.int64]
     chosen: int | None
     decoded: int
+    judged: int
     seconds: float
 
     @property
@@ -180,6 +182,7 @@ def _question(name: str, tree: ReasoningTree, graded: Graded) -> Question:
         spent=tokens if independent else so_far[leaves].astype(np.int64),
         chosen=leaves.index(tree.chosen) if tree.chosen in leaves else None,
         decoded=int(tokens.sum()) if independent else tree.cost.decoded_tokens + tree.cost.refilled_tokens,
+        judged=tree.cost.verifier_tokens,
         seconds=tree.cost.seconds,
     )
 

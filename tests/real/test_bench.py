@@ -95,7 +95,7 @@ def test_the_pool_is_an_lm_eval_run_as_well(folder: Path, tmp_path: Path) -> Non
     rows = {row["label"]: row for row in json.loads((folder / "bench.json").read_text())["rows"]}
     assert results["pass@1,none"] == pytest.approx(rows["one sample"]["accuracy"][0])
     assert results[f"majority@{TRACES},none"] == pytest.approx(rows["majority"]["accuracy"][0])
-    assert results[f"oracle@{TRACES},none"] == pytest.approx(rows["samples, oracle"]["accuracy"][0])
+    assert results[f"oracle@{TRACES},none"] == pytest.approx(rows["oracle of the samples"]["accuracy"][0])
 
 
 def test_the_run_folders_are_runs(folder: Path) -> None:

@@ -52,10 +52,10 @@ def test_figures_are_those_of_the_trees(folder: Path) -> None:
     right = [[answer == "1" for answer in found] for found in answers]
     assert rows["one sample"]["accuracy"][0] == pytest.approx(np.mean(right))
     assert rows[GREEDY]["accuracy"][0] == pytest.approx(np.mean([found[0] for found in right]))
-    assert rows["samples, oracle"]["accuracy"][0] == pytest.approx(np.mean([any(found) for found in right]))
+    assert rows["oracle of the samples"]["accuracy"][0] == pytest.approx(np.mean([any(found) for found in right]))
     flows = [[node.log_flow for node in tree.nodes if node.terminal] for tree in trees]
     best = [found[int(np.argmax(flow))] for found, flow in zip(right, flows, strict=True)]
-    assert rows["best of, rfm"]["accuracy"][0] == pytest.approx(np.mean(best))
+    assert rows["best by rfm"]["accuracy"][0] == pytest.approx(np.mean(best))
     # Ties of a vote are shared equally.
     votes = []
     for found in answers:
