@@ -19,7 +19,7 @@ from arts_plugin.plugins import Plugins, plugins
 from arts_plugin.run import RunFolder
 from arts_plugin.search.driver import Event, SearchDriver
 from arts_plugin.search.job import Job
-from arts_plugin.search.select import RULES, default_rule
+from arts_plugin.search.select import RULE_OF, RULES, default_rule
 from arts_plugin.settings import AUTO_SLOTS, Settings
 from arts_plugin.steps import REGEX_PREFIX
 from arts_plugin.tree import ReasoningTree
@@ -225,7 +225,8 @@ class Arts:
                 "its flows may mean less"
             )
         preferred = self.trained.card.select if self.trained else None
-        rule = settings.select or preferred or default_rule(self.verifier is not None)
+        own = RULE_OF.get(settings.strategy)
+        rule = settings.select or own or preferred or default_rule(self.verifier is not None)
         if self.verifier is None and (settings.strategy == "arts" or rule in {"flow", "weighted_vote"}):
             self._say(NO_VERIFIER)
         return Job(prompt, replace(settings, select=rule), tuple(stops), dict(meta or {}))

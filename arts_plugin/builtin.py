@@ -15,9 +15,10 @@ Register = Callable[[str, Callable[..., Any]], None]
 
 @hookimpl
 def arts_register_strategies(register: Register) -> None:
-    """arts, best_of_n, greedy, and sdf, which makes training data."""
+    """arts, best_of_n, self_consistency, greedy, and sdf, which makes training data."""
     register("arts", _arts)
     register("best_of_n", _best_of_n)
+    register("self_consistency", _self_consistency)
     register("greedy", _greedy)
     register("sdf", _sdf)
 
@@ -78,6 +79,13 @@ def _best_of_n(settings: Any, tree: Any) -> Any:
     from arts_plugin.search.budget import Budget
 
     return BestOfN(tree, Budget.of(settings), slots=settings.slots)
+
+
+def _self_consistency(settings: Any, tree: Any) -> Any:
+    from arts_plugin.search.budget import Budget
+    from arts_plugin.search.self_consistency import SelfConsistency
+
+    return SelfConsistency(tree, Budget.of(settings), slots=settings.slots, confidence=settings.confidence)
 
 
 def _greedy(settings: Any, tree: Any) -> Any:

@@ -24,8 +24,10 @@ AUTO_SLOTS = 0
 """`slots=auto`: the backend says how many there are, once its model is loaded."""
 
 
-def _setting(default: Any, doc: str, *, low: float | None = None, above: float | None = None) -> Any:
-    return field(default=default, metadata={"doc": doc, "low": low, "above": above})
+def _setting(
+    default: Any, doc: str, *, low: float | None = None, above: float | None = None, high: float | None = None
+) -> Any:
+    return field(default=default, metadata={"doc": doc, "low": low, "above": above, "high": high})
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class Settings:
         "`template` wraps a question in the model's chat template, `plain` does not, `auto` leaves it to lm-eval's "
         "--apply_chat_template for tasks and uses the template, if there is one, elsewhere.",
     )
-    strategy: str = _setting("arts", "Decoding strategy: arts, best_of_n, greedy, or a plugin's.")
+    strategy: str = _setting("arts", "Decoding strategy: arts, best_of_n, self_consistency, greedy, or a plugin's.")
     select: str | None = _setting(
         None,
         "How the answer is chosen among finished trajectories: flow, weighted_vote, majority, logprob, random. "
@@ -83,6 +85,13 @@ class Settings:
     beta: float = _setting(1.0, "Open states are drawn in proportion to F(s)^beta.", low=0)
     draw: Draw = _setting(
         "multinomial", "How open states are drawn, in proportion to F^beta: multinomial or systematic."
+    )
+    confidence: float = _setting(
+        1.0,
+        "With strategy=self_consistency, stop when the leading answer is the likeliest with this posterior probability; 1 "
+        "stops only when the vote can no longer change.",
+        above=0.5,
+        high=1,
     )
     temperature: float = _setting(0.6, "Sampling temperature; 0 is greedy and makes one trajectory.", low=0)
     top_p: float = _setting(0.95, "Nucleus sampling; 1 is off.", above=0)
@@ -226,6 +235,8 @@ def _check_range(name: str, value: Any) -> None:
         raise SettingsError(f"{name} is {value}; it must be at least {low:g}")
     if above is not None and value <= above:
         raise SettingsError(f"{name} is {value}; it must be more than {above:g}")
+    if (high := _FIELDS[name].metadata["high"]) is not None and value > high:
+        raise SettingsError(f"{name} is {value}; it must be at most {high:g}")
 
 
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}

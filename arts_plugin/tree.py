@@ -24,9 +24,17 @@ StopReason = Literal["delimiter", "eos", "stop", "length", "error"]
 """Why a step ended: its delimiter, an end-of-generation token, a stop string, a length limit, or invalid logits."""
 
 EndedBy = Literal[
-    "budget_trajectories", "budget_tokens", "budget_seconds", "budget_nodes", "exhausted", "cancelled", "refused"
+    "budget_trajectories",
+    "budget_tokens",
+    "budget_seconds",
+    "budget_nodes",
+    "exhausted",
+    "decided",
+    "cancelled",
+    "refused",
 ]
-"""Why a search ended: the limit that was reached, nothing left to expand, interrupted, or never begun."""
+"""Why a search ended: the limit that was reached, nothing left to expand, a vote that is decided, interrupted, or never
+begun."""
 
 
 @dataclass(slots=True)

@@ -88,6 +88,10 @@ RULES: dict[str, Callable[[Sequence[Trajectory], np.random.Generator], Trajector
 }
 
 
+RULE_OF = {"self_consistency": "majority"}
+"""Strategies that are nothing without a rule of their own."""
+
+
 def default_rule(has_verifier: bool) -> str:
     """`flow` (the paper's) with a verifier; `majority` while the score is only the model's own log-probability."""
     return "flow" if has_verifier else "majority"
