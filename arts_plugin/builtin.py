@@ -15,8 +15,10 @@ Register = Callable[[str, Callable[..., Any]], None]
 
 @hookimpl
 def arts_register_strategies(register: Register) -> None:
-    """arts, best_of_n, self_consistency, greedy, and sdf, which makes training data."""
+    """arts, beam, dvts, best_of_n, self_consistency, greedy, and sdf, which makes training data."""
     register("arts", _arts)
+    register("beam", _beam)
+    register("dvts", _dvts)
     register("best_of_n", _best_of_n)
     register("self_consistency", _self_consistency)
     register("greedy", _greedy)
@@ -72,6 +74,22 @@ def _arts(settings: Any, tree: Any) -> Any:
         seed=settings.seed,
         draw=settings.draw,
     )
+
+
+def _beam(settings: Any, tree: Any) -> Any:
+    from arts_plugin.search.beam import Beam
+    from arts_plugin.search.budget import Budget
+
+    beams = settings.budget_trajectories or settings.slots
+    return Beam(tree, Budget.of(settings), beams=beams, width=settings.width)
+
+
+def _dvts(settings: Any, tree: Any) -> Any:
+    from arts_plugin.search.budget import Budget
+    from arts_plugin.search.dvts import Dvts
+
+    beams = settings.budget_trajectories or settings.slots
+    return Dvts(tree, Budget.of(settings), beams=beams, width=settings.width)
 
 
 def _best_of_n(settings: Any, tree: Any) -> Any:

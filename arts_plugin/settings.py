@@ -45,7 +45,9 @@ class Settings:
         "`template` wraps a question in the model's chat template, `plain` does not, `auto` leaves it to lm-eval's "
         "--apply_chat_template for tasks and uses the template, if there is one, elsewhere.",
     )
-    strategy: str = _setting("arts", "Decoding strategy: arts, best_of_n, self_consistency, greedy, or a plugin's.")
+    strategy: str = _setting(
+        "arts", "Decoding strategy: arts, beam, dvts, best_of_n, self_consistency, greedy, or a plugin's."
+    )
     select: str | None = _setting(
         None,
         "How the answer is chosen among finished trajectories: flow, weighted_vote, majority, logprob, random. "
