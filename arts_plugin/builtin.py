@@ -15,10 +15,11 @@ Register = Callable[[str, Callable[..., Any]], None]
 
 @hookimpl
 def arts_register_strategies(register: Register) -> None:
-    """arts, beam, dvts, best_of_n, self_consistency, greedy, and sdf, which makes training data."""
+    """arts, beam, dvts, smc, best_of_n, self_consistency, greedy, and sdf, which makes training data."""
     register("arts", _arts)
     register("beam", _beam)
     register("dvts", _dvts)
+    register("smc", _smc)
     register("best_of_n", _best_of_n)
     register("self_consistency", _self_consistency)
     register("greedy", _greedy)
@@ -90,6 +91,14 @@ def _dvts(settings: Any, tree: Any) -> Any:
 
     beams = settings.budget_trajectories or settings.slots
     return Dvts(tree, Budget.of(settings), beams=beams, width=settings.width)
+
+
+def _smc(settings: Any, tree: Any) -> Any:
+    from arts_plugin.search.budget import Budget
+    from arts_plugin.search.smc import Smc
+
+    particles = settings.budget_trajectories or settings.slots
+    return Smc(tree, Budget.of(settings), particles=particles, beta=settings.beta, seed=settings.seed)
 
 
 def _best_of_n(settings: Any, tree: Any) -> Any:

@@ -46,7 +46,7 @@ class Settings:
         "--apply_chat_template for tasks and uses the template, if there is one, elsewhere.",
     )
     strategy: str = _setting(
-        "arts", "Decoding strategy: arts, beam, dvts, best_of_n, self_consistency, greedy, or a plugin's."
+        "arts", "Decoding strategy: arts, beam, dvts, smc, best_of_n, self_consistency, greedy, or a plugin's."
     )
     select: str | None = _setting(
         None,
@@ -84,7 +84,9 @@ class Settings:
     fork_probability: float = _setting(
         0.5, "With strategy=sdf, the probability that a main trace gets a second continuation.", low=0
     )
-    beta: float = _setting(1.0, "Open states are drawn in proportion to F(s)^beta.", low=0)
+    beta: float = _setting(
+        1.0, "Open states are drawn in proportion to F(s)^beta; with strategy=smc particles are.", low=0
+    )
     draw: Draw = _setting(
         "multinomial", "How open states are drawn, in proportion to F^beta: multinomial or systematic."
     )

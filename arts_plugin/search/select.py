@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from arts_plugin.evaluation.extract import canonical
 from arts_plugin.randomness import generator
 from arts_plugin.tree import ReasoningTree, Trajectory
 
+PARTICLES = "particles"
+"""Where a tree's `meta` says how often a trajectory counts (leaf -> number), if not as often as it was proposed."""
 Weight = Callable[[Trajectory], float]
 
 
@@ -33,6 +36,8 @@ def select(tree: ReasoningTree, rule: str, *, seed: int = 0) -> int | None:
         raise unknown_name("selection rule", rule, RULES)
     finished = tree.trajectories()
     candidates = [t for t in finished if t.stop != "error"] or finished
+    if held := tree.meta.get(PARTICLES):
+        candidates = [replace(t, count=held[str(t.leaf)]) for t in candidates if held.get(str(t.leaf))] or candidates
     if not candidates:
         partial = [tree.trajectory(node.id) for node in tree.leaves()]
         return max(partial, key=_score).leaf if partial else None
@@ -88,7 +93,7 @@ RULES: dict[str, Callable[[Sequence[Trajectory], np.random.Generator], Trajector
 }
 
 
-RULE_OF = {"self_consistency": "majority"}
+RULE_OF = {"self_consistency": "majority", "smc": "majority"}
 """Strategies that are nothing without a rule of their own."""
 
 

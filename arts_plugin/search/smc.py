@@ -1,0 +1,141 @@
+"""Sequential Monte Carlo with the flow as twist (Doucet and Johansen 2009; for language models Lew et al. 2023, arXiv
+2306.03081, and Zhao et al. 2024, arXiv 2404.17546)."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from arts_plugin.randomness import branch_key, mix
+from arts_plugin.search.base import Proposal, Taken, TreeStrategy
+from arts_plugin.search.budget import Budget
+from arts_plugin.search.select import PARTICLES
+from arts_plugin.tree import EndedBy, ReasoningTree
+
+ESS_SHARE = 0.5
+"""Resample when the effective sample size falls below this share of the particles."""
+Floats = npt.NDArray[np.float64]
+
+
+class Smc(TreeStrategy):
+    """N particles, each a state that takes one step a round, weighted by how much the flow through it has grown.
+
+    A step from s to s' multiplies a particle's weight by (F(s') / F(s))^beta; a finished one keeps its own. When
+    1 / sum of the squared normalised weights is below N / 2, particles are drawn anew in proportion to their weights
+    (systematic resampling), finished ones among them, and all weigh the same again. So particles are a weighted sample
+    of p(trace) F(trace)^beta, and `tree.meta["smc_log_z"]` is the logarithm of an unbiased estimate of
+    E_p[F(trace)^beta] / F(root)^beta.
+
+    At the end particles are drawn a last time, so that they count alike, and `tree.meta["particles"]` says how many each
+    finished trajectory has (leaf -> number): selection counts these instead of proposals.
+
+    Args:
+        particles: N.
+        beta: exponent of the flow.
+        seed: with the tree's `problem`, seeds the resampling.
+    """
+
+    def __init__(
+        self, tree: ReasoningTree, budget: Budget, *, particles: int, beta: float = 1.0, seed: int = 0
+    ) -> None:
+        # Finished particles are no reason to stop while others are under way.
+        super().__init__(tree, Budget(None, budget.tokens, budget.seconds, budget.nodes))
+        self.beta = beta
+        self._key = branch_key(seed, int(tree.problem or "0", 16), (-2,))
+        self._round_number = 0
+        self._log_z = 0.0
+        particles = min(particles, budget.nodes or particles)
+        self._at = [0] * particles
+        self._log_weight: Floats = np.zeros(particles)
+        self._round: dict[tuple[int, int], Proposal | None] = {}
+        self._owner: dict[tuple[int, int], int] = {}
+        self._launch_round()
+
+    def _launch_round(self) -> None:
+        """One proposal for each particle that is not finished."""
+        waiting: dict[int, list[int]] = {}
+        for particle, node in enumerate(self._at):
+            if not self.tree.nodes[node].terminal:
+                waiting.setdefault(node, []).append(particle)
+        if self.budget.nodes is not None and self._launched + sum(map(len, waiting.values())) > self.budget.nodes:
+            self.ended_by = "budget_nodes"  # particles that stay behind would have no weight to compare
+            self._conclude()
+            return
+        for node, particles in waiting.items():
+            before = len(self._queue)
+            self.launch(node, len(particles))
+            for expansion, particle in zip(list(self._queue)[before:], particles, strict=True):
+                self._round[expansion.node, expansion.index] = None
+                self._owner[expansion.node, expansion.index] = particle
+
+    def tell(self, proposals: Sequence[Proposal]) -> list[Taken]:
+        """Keep results until every particle has taken its step, then weigh, resample and go on."""
+        for proposal in proposals:
+            self._round[proposal.expansion.node, proposal.expansion.index] = proposal
+        told = [proposal for proposal in self._round.values() if proposal is not None]
+        if len(told) < len(self._round):
+            return []
+        taken = [self._move(proposal) for proposal in told]
+        self._round, fresh = {}, {t.node.id for t in taken if t.node and not t.node.terminal}
+        if self._ess() < ESS_SHARE * len(self._at):
+            self._resample()
+        self.released += sorted(fresh - set(self._at))
+        if all(self.tree.nodes[node].terminal for node in self._at):
+            self.ended_by = "exhausted"
+            self._conclude()
+        else:
+            self._launch_round()
+        return taken
+
+    def close(self, ended_by: EndedBy) -> list[Taken]:
+        """Take in what was told of an unfinished round."""
+        told = [proposal for proposal in self._round.values() if proposal is not None]
+        self._round = {}
+        taken = [self._move(proposal) for proposal in told]
+        if not self.ended_by:
+            self._conclude()
+        return taken + super().close(ended_by)
+
+    def _move(self, proposal: Proposal) -> Taken:
+        taken = self.take(proposal, merge=True)
+        if taken.node:
+            particle = self._owner.pop((proposal.expansion.node, proposal.expansion.index))
+            self._log_weight[particle] += self.beta * (self._flow(taken.node.id) - self._flow(self._at[particle]))
+            self._at[particle] = taken.node.id
+        return taken
+
+    def _flow(self, node: int) -> float:
+        log_flow = self.tree.nodes[node].log_flow
+        return log_flow if log_flow is not None and math.isfinite(log_flow) else -1e3
+
+    def _shares(self) -> Floats:
+        weight = np.exp(self._log_weight - self._log_weight.max())
+        made: Floats = weight / weight.sum()
+        return made
+
+    def _ess(self) -> float:
+        return float(1 / (self._shares() ** 2).sum())
+
+    def _resample(self) -> None:
+        n = len(self._at)
+        rng = np.random.Generator(np.random.PCG64(mix(self._key, self._round_number)))
+        self._round_number += 1
+        ticks = (rng.random() + np.arange(n)) / n
+        chosen = np.minimum(np.searchsorted(np.cumsum(self._shares()), ticks, side="right"), n - 1)
+        self._log_z += self._log_mean()
+        self._at = [self._at[int(i)] for i in chosen]
+        self._log_weight[:] = 0.0
+
+    def _log_mean(self) -> float:
+        largest = float(self._log_weight.max())
+        return largest + math.log(float(np.exp(self._log_weight - largest).mean()))
+
+    def _conclude(self) -> None:
+        self._resample()
+        self.tree.meta["smc_log_z"] = self._log_z
+        held = Counter(node for node in self._at if self.tree.nodes[node].terminal)
+        self.tree.meta[PARTICLES] = {str(node): count for node, count in sorted(held.items())}
