@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from arts_plugin.bench import clock
+from arts_plugin import clock
 from arts_plugin.bench.methods import GREEDY, SAMPLES, Method
 from arts_plugin.errors import ArtsError
 from arts_plugin.evaluation.pool import Array, Bootstrap, best_of_k, vote
@@ -119,14 +119,13 @@ def _chosen(questions: Sequence[Question]) -> Array:
 
 
 def _cost(folder: Path, run: Run, questions: Sequence[Question]) -> Plain:
-    seconds = clock.seconds(folder)
     return {
         "method": folder.name,
         "tokens": float(np.mean([q.decoded for q in questions])),
         "verifier_tokens": float(np.mean([q.judged for q in questions])),
         "traces": float(np.mean([q.n for q in questions])),
         # Of the whole run, since its questions share the machine.
-        "seconds": None if seconds is None else seconds / len(run.questions),
+        "seconds": None if clock.seconds(folder) is None else run.seconds,
     }
 
 

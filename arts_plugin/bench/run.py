@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from arts_plugin.api import Arts
-from arts_plugin.bench.clock import Clock
 from arts_plugin.bench.methods import SAMPLES, Method
+from arts_plugin.clock import Clock
 from arts_plugin.report.data import read_run
 from arts_plugin.settings import Settings
 from arts_plugin.training.grades import read_grades

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from arts_plugin import clock
 from arts_plugin.errors import ArtsError
 from arts_plugin.evaluation.pool import Array, PoolProblem
 from arts_plugin.run import TREES_FILE
@@ -73,6 +74,8 @@ class Run:
     Attributes:
         strategy, select, scorer: what made and chose them.
         independent: whether trajectories are independent draws.
+        seconds: a question: the whole run's wall-clock time over its questions, where it was kept (`arts bench`), else the
+            mean from a question's admission to its end, others beside it.
         left_out: why questions were left out, a line each.
     """
 
@@ -82,6 +85,7 @@ class Run:
     select: str
     scorer: str
     independent: bool
+    seconds: float
     questions: list[Question]
     left_out: list[str]
 
@@ -126,7 +130,10 @@ def read_run(path: str | Path) -> Run:
         of = "; ".join(f"{name}: strategy={s}, scorer={v}" for (s, _, v), name in kinds.items())
         raise ArtsError(f"{path} mixes searches that do not go into one figure ({of}); report on runs of one search")
     strategy, select, scorer = next(iter(kinds))
-    return Run(Path(path), info, strategy, select, scorer, strategy in INDEPENDENT, list(questions.values()), left_out)
+    wall = clock.seconds(Path(path))
+    seconds = float(np.mean([q.seconds for q in questions.values()])) if wall is None else wall / len(questions)
+    listed = list(questions.values())
+    return Run(Path(path), info, strategy, select, scorer, strategy in INDEPENDENT, seconds, listed, left_out)
 
 
 def usable_trees(path: str | Path, left_out: list[str]) -> Iterator[tuple[str, ReasoningTree]]:

@@ -73,8 +73,8 @@ def _pictures(report: Plain) -> Iterator[tuple[str, str, tuple[float, float], An
 
 
 _COST = (
-    "Accuracy against what a question cost: tokens generated, and seconds from admission to end (questions share the "
-    "machine). Dots with a label are other runs."
+    "Accuracy against what a question cost: tokens generated, and seconds (the run's wall-clock time over its questions where "
+    "it was kept, else from a question's admission to its end, others beside it). Dots with a label are other runs."
 )
 _CALIBRATION = "How often trajectories are right, in tenths by score; bars are 95 % intervals over questions."
 

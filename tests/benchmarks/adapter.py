@@ -16,7 +16,7 @@ from typing import Any
 import lm_eval
 from lm_eval.tasks import TaskManager
 
-from arts_plugin.bench import clock
+from arts_plugin import clock
 from arts_plugin.lm_eval.model import ArtsLM
 from arts_plugin.lm_eval.task import TreeSearchTask
 

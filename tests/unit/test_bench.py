@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from arts_plugin.bench import clock
+from arts_plugin import clock
 from arts_plugin.bench.methods import GREEDY, SAMPLES, Method, methods
 from arts_plugin.bench.page import text, write
 from arts_plugin.bench.result import compare_methods, verdicts
@@ -155,7 +155,7 @@ def test_searches_that_cannot_be_compared(search: str, error: type[Exception], m
 
 def test_the_clock_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([0.0, 2.0, 5.0, 100.0, 103.0])
-    monkeypatch.setattr("arts_plugin.bench.clock.time.perf_counter", lambda: next(now))
+    monkeypatch.setattr("arts_plugin.clock.time.perf_counter", lambda: next(now))
     first = clock.Clock(tmp_path)
     first.tick("a")
     first.tick("b")

@@ -1,4 +1,4 @@
-"""Wall-clock time of a method, over all the processes that it took."""
+"""Wall-clock time of a run, over all the processes that it took."""
 
 from __future__ import annotations
 
