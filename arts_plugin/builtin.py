@@ -15,8 +15,9 @@ Register = Callable[[str, Callable[..., Any]], None]
 
 @hookimpl
 def arts_register_strategies(register: Register) -> None:
-    """arts, beam, dvts, smc, best_of_n, self_consistency, greedy, and sdf, which makes training data."""
+    """arts, adaptive, beam, dvts, smc, best_of_n, self_consistency, greedy, and sdf, which makes training data."""
     register("arts", _arts)
+    register("adaptive", _adaptive)
     register("beam", _beam)
     register("dvts", _dvts)
     register("smc", _smc)
@@ -64,9 +65,20 @@ def _math() -> Any:
 
 def _arts(settings: Any, tree: Any) -> Any:
     from arts_plugin.search.arts import Arts
+
+    return _drawing(Arts, settings, tree)
+
+
+def _adaptive(settings: Any, tree: Any) -> Any:
+    from arts_plugin.search.adaptive import Adaptive
+
+    return _drawing(Adaptive, settings, tree)
+
+
+def _drawing(kind: Any, settings: Any, tree: Any) -> Any:
     from arts_plugin.search.budget import Budget
 
-    return Arts(
+    return kind(
         tree,
         Budget.of(settings),
         width=settings.width,

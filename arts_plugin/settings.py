@@ -46,7 +46,8 @@ class Settings:
         "--apply_chat_template for tasks and uses the template, if there is one, elsewhere.",
     )
     strategy: str = _setting(
-        "arts", "Decoding strategy: arts, beam, dvts, smc, best_of_n, self_consistency, greedy, or a plugin's."
+        "arts",
+        "Decoding strategy: arts, adaptive, beam, dvts, smc, best_of_n, self_consistency, greedy, or a plugin's.",
     )
     select: str | None = _setting(
         None,

@@ -57,9 +57,14 @@ class Arts(TreeStrategy):
         self._expand(0, self.window)
 
     def _expand(self, node: int, width: int) -> None:
+        self._propose(node, width)
+
+    def _propose(self, node: int, width: int, keep: bool = False) -> int:
+        """Queue proposals and remember their turn; how many there are."""
         before = len(self._queue)
-        self.launch(node, width)
+        allowed = self.launch(node, width, keep=keep)
         self._in_flight.extend((e.node, e.index) for e in list(self._queue)[before:])
+        return allowed
 
     def tell(self, proposals: Sequence[Proposal]) -> list[Taken]:
         """Store results; take in those whose turn has come, and draw new states where there is room."""
@@ -67,9 +72,7 @@ class Arts(TreeStrategy):
         taken: list[Taken] = []
         while self._in_flight and self._in_flight[0] in self._told:
             taken.append(self.take(self._told.pop(self._in_flight.popleft()), merge=True))
-            node = taken[-1].node
-            if node and not taken[-1].merged and not node.terminal:
-                self._open.append(node.id)
+            self._opened(taken[-1])
             self._draw_states()
         if not self.ended_by and not self._in_flight:
             self.ended_by = "budget_nodes" if self._open else "exhausted"
@@ -80,6 +83,11 @@ class Arts(TreeStrategy):
         taken = [self.take(self._told[key], merge=True) for key in self._in_flight if key in self._told]
         self._told.clear()
         return taken + super().close(ended_by)
+
+    def _opened(self, taken: Taken) -> None:
+        """What can be drawn from now on."""
+        if taken.node and not taken.merged and not taken.node.terminal:
+            self._open.append(taken.node.id)
 
     def _draw_states(self) -> None:
         """Draw as many states as there is room for. The first draw waits for all of the root's proposals."""
