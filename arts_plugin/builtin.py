@@ -15,11 +15,12 @@ Register = Callable[[str, Callable[..., Any]], None]
 
 @hookimpl
 def arts_register_strategies(register: Register) -> None:
-    """arts, adaptive, beam, dvts, smc, best_of_n, self_consistency, greedy, and sdf, which makes training data."""
+    """arts, adaptive, beam, dvts, mcts, smc, best_of_n, self_consistency, greedy, and sdf, which makes training data."""
     register("arts", _arts)
     register("adaptive", _adaptive)
     register("beam", _beam)
     register("dvts", _dvts)
+    register("mcts", _mcts)
     register("smc", _smc)
     register("best_of_n", _best_of_n)
     register("self_consistency", _self_consistency)
@@ -103,6 +104,13 @@ def _dvts(settings: Any, tree: Any) -> Any:
 
     beams = settings.budget_trajectories or settings.slots
     return Dvts(tree, Budget.of(settings), beams=beams, width=settings.width)
+
+
+def _mcts(settings: Any, tree: Any) -> Any:
+    from arts_plugin.search.budget import Budget
+    from arts_plugin.search.mcts import Mcts
+
+    return Mcts(tree, Budget.of(settings), width=settings.width, slots=settings.slots, beta=settings.beta)
 
 
 def _smc(settings: Any, tree: Any) -> Any:

@@ -47,7 +47,7 @@ class Settings:
     )
     strategy: str = _setting(
         "arts",
-        "Decoding strategy: arts, adaptive, beam, dvts, smc, best_of_n, self_consistency, greedy, or a plugin's.",
+        "Decoding strategy: arts, adaptive, beam, dvts, mcts, smc, best_of_n, self_consistency, greedy, or a plugin's.",
     )
     select: str | None = _setting(
         None,
