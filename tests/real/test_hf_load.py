@@ -60,9 +60,12 @@ def test_quantised_while_loading(kind: str, shallow: Path) -> None:
 
 
 def test_quantising_needs_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)
+    model, find = smollm2(), loading.importlib.util.find_spec
+    monkeypatch.setattr(
+        loading.importlib.util, "find_spec", lambda name, *more: None if name == "bitsandbytes" else find(name, *more)
+    )
     with pytest.raises(ModelError, match="quantize=4bit needs bitsandbytes; pip install bitsandbytes"):
-        HfBackend(Settings.of(model=smollm2(), quantize="4bit"))
+        HfBackend(Settings.of(model=model, quantize="4bit"))
 
 
 @pytest.mark.parametrize(("free", "slots"), [(1 << 40, 256), (300_000_000, 64)])
