@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from arts_plugin.search.base import Proposal, Taken, TreeStrategy
+from arts_plugin.search.base import Proposal, Taken
 from arts_plugin.search.budget import Budget
-from arts_plugin.tree import EndedBy, Node, ReasoningTree
+from arts_plugin.search.rounds import RoundStrategy
+from arts_plugin.tree import Node, ReasoningTree
 
 
-class Beam(TreeStrategy):
+class Beam(RoundStrategy):
     """In rounds: N one-step proposals, of which the best N / K states go on with K proposals each.
 
-    A trajectory that is finished stays, and the round that follows is smaller by it. A round waits for all of its
-    proposals, so what is kept does not depend on the order in which they end.
+    A trajectory that is finished stays, and the round that follows is smaller by it.
 
     Args:
         beams: N.
@@ -25,34 +25,10 @@ class Beam(TreeStrategy):
         super().__init__(tree, budget)
         self.beams, self.width, self.groups = beams, width, max(1, min(groups, beams))
         self._group: dict[int, int] = {}
-        self._round: dict[tuple[int, int], Proposal | None] = {}
-        self._expand(0, beams)
+        self.propose(0, beams)
 
-    def _expand(self, node: int, width: int) -> None:
-        before = len(self._queue)
-        self.launch(node, width)
-        self._round.update({(e.node, e.index): None for e in list(self._queue)[before:]})
-
-    def tell(self, proposals: Sequence[Proposal]) -> list[Taken]:
-        """Keep results until the round is complete, then take all of them in and start the next."""
-        for proposal in proposals:
-            self._round[proposal.expansion.node, proposal.expansion.index] = proposal
-        told = [proposal for proposal in self._round.values() if proposal is not None]
-        if len(told) < len(self._round):
-            return []
-        self._round = {}
-        taken = [self._take_in(proposal) for proposal in told]
-        if not self.ended_by:
-            self._next([t.node for t in taken if t.node and not t.merged and not t.node.terminal])
-        return taken
-
-    def close(self, ended_by: EndedBy) -> list[Taken]:
-        """Take in what was told of an unfinished round."""
-        told = [proposal for proposal in self._round.values() if proposal is not None]
-        self._round = {}
-        return [self._take_in(proposal) for proposal in told] + super().close(ended_by)
-
-    def _take_in(self, proposal: Proposal) -> Taken:
+    def take_in(self, proposal: Proposal) -> Taken:
+        """Note which part it belongs to."""
         # Parts of the beam are searches of their own: what one finds is not another's.
         taken = self.take(proposal, merge=self.groups == 1)
         if taken.node and not taken.merged:
@@ -60,8 +36,9 @@ class Beam(TreeStrategy):
             self._group[taken.node.id] = self._group[parent] if parent else index * self.groups // self.beams
         return taken
 
-    def _next(self, fresh: list[Node]) -> None:
+    def next_round(self, taken: Sequence[Taken]) -> None:
         """Choose the states that go on, part by part, best first; give the others up."""
+        fresh = [t.node for t in taken if t.node and not t.merged and not t.node.terminal]
         for group in range(self.groups):
             share = (group + 1) * self.beams // self.groups - group * self.beams // self.groups
             inside = [node for node in fresh if self._group[node.id] == group]
@@ -73,7 +50,7 @@ class Beam(TreeStrategy):
                 # The last state may get fewer proposals, so that a round is never larger than what is left.
                 width = 0 if self._nodes_spent() else min(self.width, left)
                 if width > 0:
-                    self._expand(node.id, width)
+                    self.propose(node.id, width)
                     left -= width
                 else:
                     self.released.append(node.id)

@@ -6,15 +6,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from arts_plugin.search.base import Proposal, Taken, TreeStrategy
+from arts_plugin.search.base import Proposal, Taken
 from arts_plugin.search.budget import Budget
-from arts_plugin.tree import EndedBy, Node, ReasoningTree
+from arts_plugin.search.rounds import RoundStrategy
+from arts_plugin.tree import Node, ReasoningTree
 
 EXPLORATION = 1.25
 """c of PUCT."""
 
 
-class Mcts(TreeStrategy):
+class Mcts(RoundStrategy):
     """In rounds of max(1, slots // K) descents, each to a state that gets K one-step proposals.
 
     A descent goes, from the root, to the child with the largest
@@ -25,8 +26,7 @@ class Mcts(TreeStrategy):
     that descents through the child have found, scaled to 0..1 within the tree; a child that none has passed has its own
     log F. What a descent finds is the mean log F of the new children. A finished trajectory has nothing to be found
     again, so descents pass by it, and by states whose every branch is finished. Those of one round count at once, without a
-    value (virtual losses: Chaslot et al. 2008), and a round waits for all of its proposals, so the tree does not depend on
-    the order in which they end.
+    value (virtual losses: Chaslot et al. 2008).
 
     Args:
         width: K; the root gets max(K, slots).
@@ -51,14 +51,11 @@ class Mcts(TreeStrategy):
         self._valued: dict[int, int] = {}  # how many have
         self._closed: set[int] = set()
         self._range = (math.inf, -math.inf)
-        self._round: dict[tuple[int, int], Proposal | None] = {}
         self._expanded: list[int] = []
         self._expand(0, max(width, slots))
 
     def _expand(self, node: int, width: int) -> None:
-        before = len(self._queue)
-        self.launch(node, width)
-        self._round.update({(e.node, e.index): None for e in list(self._queue)[before:]})
+        self.propose(node, width)
         self._expanded.append(node)
         at: int | None = node
         while at is not None:
@@ -66,31 +63,22 @@ class Mcts(TreeStrategy):
             at = self.tree.nodes[at].parent
         self._close(node)  # until its children are there
 
-    def tell(self, proposals: Sequence[Proposal]) -> list[Taken]:
-        """Keep results until the round is complete, then take them in, back up what was found, and descend anew."""
-        for proposal in proposals:
-            self._round[proposal.expansion.node, proposal.expansion.index] = proposal
-        told = [proposal for proposal in self._round.values() if proposal is not None]
-        if len(told) < len(self._round):
-            return []
-        taken = [self.take(proposal, merge=True) for proposal in told]
-        expanded, self._round, self._expanded = self._expanded, {}, []
+    def take_in(self, proposal: Proposal) -> Taken:
+        """Equal proposals of one parent are one child."""
+        return self.take(proposal, merge=True)
+
+    def next_round(self, taken: Sequence[Taken]) -> None:
+        """Back up what was found, and descend anew."""
+        expanded, self._expanded = self._expanded, []
         for node in expanded:
             self._back_up(node)
-        while not self.ended_by and len(self._expanded) < self.descents and not self._nodes_spent():
+        while len(self._expanded) < self.descents and not self._nodes_spent():
             leaf = self._descend()
             if leaf is None:
                 break
             self._expand(leaf, self.width)
-        if not self.ended_by and not self._round:
+        if not self._expanded:
             self.ended_by = "budget_nodes" if self._nodes_spent() else "exhausted"
-        return taken
-
-    def close(self, ended_by: EndedBy) -> list[Taken]:
-        """Take in what was told of an unfinished round."""
-        told = [proposal for proposal in self._round.values() if proposal is not None]
-        self._round = {}
-        return [self.take(proposal, merge=True) for proposal in told] + super().close(ended_by)
 
     def _back_up(self, node: int) -> None:
         children = [self.tree.nodes[child] for child in self.tree.nodes[node].children]

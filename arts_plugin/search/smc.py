@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from arts_plugin.randomness import branch_key, mix
-from arts_plugin.search.base import Proposal, Taken, TreeStrategy
+from arts_plugin.search.base import Proposal, Taken
 from arts_plugin.search.budget import Budget
+from arts_plugin.search.rounds import RoundStrategy
 from arts_plugin.search.select import PARTICLES
 from arts_plugin.tree import EndedBy, ReasoningTree
 
@@ -21,7 +22,7 @@ ESS_SHARE = 0.5
 Floats = npt.NDArray[np.float64]
 
 
-class Smc(TreeStrategy):
+class Smc(RoundStrategy):
     """N particles, each a state that takes one step a round, weighted by how much the flow through it has grown.
 
     A step from s to s' multiplies a particle's weight by (F(s') / F(s))^beta; a finished one keeps its own. When
@@ -51,7 +52,6 @@ class Smc(TreeStrategy):
         particles = min(particles, budget.nodes or particles)
         self._at = [0] * particles
         self._log_weight: Floats = np.zeros(particles)
-        self._round: dict[tuple[int, int], Proposal | None] = {}
         self._owner: dict[tuple[int, int], int] = {}
         self._launch_round()
 
@@ -66,21 +66,12 @@ class Smc(TreeStrategy):
             self._conclude()
             return
         for node, particles in waiting.items():
-            before = len(self._queue)
-            self.launch(node, len(particles))
-            for expansion, particle in zip(list(self._queue)[before:], particles, strict=True):
-                self._round[expansion.node, expansion.index] = None
+            for expansion, particle in zip(self.propose(node, len(particles)), particles, strict=True):
                 self._owner[expansion.node, expansion.index] = particle
 
-    def tell(self, proposals: Sequence[Proposal]) -> list[Taken]:
-        """Keep results until every particle has taken its step, then weigh, resample and go on."""
-        for proposal in proposals:
-            self._round[proposal.expansion.node, proposal.expansion.index] = proposal
-        told = [proposal for proposal in self._round.values() if proposal is not None]
-        if len(told) < len(self._round):
-            return []
-        taken = [self._move(proposal) for proposal in told]
-        self._round, fresh = {}, {t.node.id for t in taken if t.node and not t.node.terminal}
+    def next_round(self, taken: Sequence[Taken]) -> None:
+        """Resample if few particles carry the weight, and go on with those that are not finished."""
+        fresh = {t.node.id for t in taken if t.node and not t.node.terminal}
         if self._ess() < ESS_SHARE * len(self._at):
             self._resample()
         self.released += sorted(fresh - set(self._at))
@@ -89,18 +80,17 @@ class Smc(TreeStrategy):
             self._conclude()
         else:
             self._launch_round()
-        return taken
 
     def close(self, ended_by: EndedBy) -> list[Taken]:
-        """Take in what was told of an unfinished round."""
-        told = [proposal for proposal in self._round.values() if proposal is not None]
-        self._round = {}
-        taken = [self._move(proposal) for proposal in told]
-        if not self.ended_by:
+        """Weigh what was told of an unfinished round."""
+        open_until_now = not self.ended_by
+        taken = super().close(ended_by)
+        if open_until_now:
             self._conclude()
-        return taken + super().close(ended_by)
+        return taken
 
-    def _move(self, proposal: Proposal) -> Taken:
+    def take_in(self, proposal: Proposal) -> Taken:
+        """Move its particle to it."""
         taken = self.take(proposal, merge=True)
         if taken.node:
             particle = self._owner.pop((proposal.expansion.node, proposal.expansion.index))
