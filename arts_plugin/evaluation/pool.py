@@ -162,7 +162,7 @@ def compare(problems: Sequence[PoolProblem], ks: Sequence[int], seed: int = 0) -
                 note(f"best_of:{name}", k, best_of_k(problem.scores[name], problem.correct, k))
                 note(f"vote:{name}", k, vote(classes, problem.correct, problem.scores[name], subsets))
         for name in names:
-            auc[name].append(_auc(problem.scores[name], problem.correct))
+            auc[name].append(auc_within(problem.scores[name], problem.correct))
     return Comparison(
         problems=tuple(problem.id for problem in problems),
         ks=tuple(ks),
@@ -173,7 +173,7 @@ def compare(problems: Sequence[PoolProblem], ks: Sequence[int], seed: int = 0) -
     )
 
 
-def _auc(scores: Array, correct: npt.NDArray[np.bool_]) -> float:
+def auc_within(scores: Array, correct: npt.NDArray[np.bool_]) -> float:
     """Probability that a right trace outscores a wrong one; NaN where one kind is missing."""
     if correct.all() or not correct.any():
         return math.nan

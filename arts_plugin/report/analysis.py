@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from arts_plugin.evaluation import table
-from arts_plugin.evaluation.pool import Array, Bootstrap, Comparison, compare
+from arts_plugin.evaluation.pool import Array, Bootstrap, Comparison, auc_within, compare
 from arts_plugin.evaluation.search_metrics import RARE, Scored, tree_values
 from arts_plugin.evaluation.statistics import Estimate
 from arts_plugin.report.data import Question, Run, common, even
@@ -198,15 +198,8 @@ def _calibration(questions: Sequence[Question], scorer: str, boot: Bootstrap) ->
         bins.append(
             {"score": float(scores[part].mean()), "right": _plain(boot.ratio(right, size)), "traces": len(part)}
         )
-    auc = np.array([_auc(q.scores[scorer], q.correct) for q in questions])
+    auc = np.array([auc_within(q.scores[scorer], q.correct) for q in questions])
     return {"bins": bins, "auc": _plain(boot.mean(auc)), "mixed": int(np.sum(~np.isnan(auc)))}
-
-
-def _auc(scores: Array, correct: Any) -> float:
-    if correct.all() or not correct.any():
-        return math.nan
-    better = scores[correct][:, None] - scores[~correct][None, :]
-    return float((better > 0).mean() + 0.5 * (better == 0).mean())
 
 
 def _groups(questions: Sequence[Question], names: Sequence[str]) -> list[Plain]:
