@@ -166,6 +166,11 @@ class Settings:
         """The settings that decide what a search finds, without those that say where and how fast it runs."""
         return {name: value for name, value in asdict(self).items() if name not in _RUNTIME}
 
+    def identity(self) -> dict[str, Any]:
+        """The same for the key of a job: what came with a later version stays out at its default, so that runs of earlier
+        ones are resumed."""
+        return {name: value for name, value in self.shaping().items() if _LATER.get(name, _NEVER) != value}
+
 
 # The model is told by its digest, not by where its file lies.
 _RUNTIME = frozenset(
@@ -187,6 +192,8 @@ _RUNTIME = frozenset(
         "trust_remote_code",
     }
 )
+_LATER = {"confidence": 1.0}
+_NEVER = object()
 _FIELDS = {f.name: f for f in fields(Settings)}
 _HINTS = get_type_hints(Settings)
 

@@ -43,7 +43,7 @@ class Job:
 
     def key(self) -> str:
         """What identifies the job in a run folder: the prompt, where it stops, and the settings that shape its tree."""
-        return f"{digest(list(self.prompt.token_ids), list(self.stops), self.settings.shaping()):016x}"
+        return f"{digest(list(self.prompt.token_ids), list(self.stops), self.settings.identity()):016x}"
 
     def problem(self) -> int:
         """The key that seeds its choices: the prompt and what shapes a step, but no budget, so that a larger search

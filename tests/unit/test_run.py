@@ -1,5 +1,6 @@
 """A run folder: what is kept, what is cut off, what is refused."""
 
+import gzip
 import json
 import os
 import subprocess
@@ -11,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from arts_plugin.backend import Prompt
 from arts_plugin.errors import ArtsError, RunFolderError
 from arts_plugin.run import RunFolder, read_trees, versions
+from arts_plugin.search.job import Job
 from arts_plugin.settings import Settings
 from arts_plugin.tree import ReasoningTree
 
@@ -179,3 +182,16 @@ def test_not_a_run(tmp_path: Path) -> None:
     file.write_text("")
     with pytest.raises(RunFolderError, match=str(os.fspath(file))):
         opened(file)
+
+
+def test_runs_of_earlier_versions_are_found_again() -> None:
+    """A recorded tree's key is that of its prompt and settings today: a new setting at its default changes no key."""
+    pool = Path(__file__).parents[2] / "examples" / "bench" / "pools" / "svamp-samples"
+    recorded = json.loads((pool / "run.json").read_text())["settings"]
+    assert "confidence" not in recorded
+    with gzip.open(pool / "trees.jsonl.gz", "rt") as file:
+        tree = ReasoningTree.from_json(next(file))
+    settings = replace(Settings().with_({k: v for k, v in recorded.items() if v is not None}), select=tree.select)
+    prompt = Prompt(tree.prompt, tuple(tree.nodes[0].token_ids))
+    assert Job(prompt, settings).key() == tree.meta["key"]
+    assert Job(prompt, replace(settings, confidence=0.9)).key() != tree.meta["key"]
