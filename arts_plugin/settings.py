@@ -169,7 +169,8 @@ class Settings:
     def identity(self) -> dict[str, Any]:
         """The same for the key of a job: what came with a later version stays out at its default, so that runs of earlier
         ones are resumed."""
-        return {name: value for name, value in self.shaping().items() if _LATER.get(name, _NEVER) != value}
+        shaping = self.shaping()
+        return {n: value for n, value in shaping.items() if n not in _LATER or value != _FIELDS[n].default}
 
 
 # The model is told by its digest, not by where its file lies.
@@ -192,8 +193,7 @@ _RUNTIME = frozenset(
         "trust_remote_code",
     }
 )
-_LATER = {"confidence": 1.0}
-_NEVER = object()
+_LATER = frozenset({"confidence"})
 _FIELDS = {f.name: f for f in fields(Settings)}
 _HINTS = get_type_hints(Settings)
 

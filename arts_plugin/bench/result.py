@@ -12,7 +12,7 @@ from arts_plugin import clock
 from arts_plugin.bench.methods import GREEDY, SAMPLES, Method
 from arts_plugin.errors import ArtsError
 from arts_plugin.evaluation.pool import Array, Bootstrap, best_of_k, vote
-from arts_plugin.evaluation.search_metrics import Scored, tree_values
+from arts_plugin.evaluation.search_metrics import tree_values
 from arts_plugin.evaluation.statistics import Estimate
 from arts_plugin.report.data import Question, Run, common, read_run
 
@@ -70,23 +70,7 @@ def _contestants(name: str, run: Run, questions: Sequence[Question]) -> dict[str
         return _pool(run, questions)
     if name == GREEDY:
         return {GREEDY: _chosen(questions)}
-    flows = run.scorer != "logprob"
-    per_question = [
-        tree_values(
-            [
-                Scored(
-                    bool(q.correct[i]),
-                    q.answers[i],
-                    float(q.scores[run.scorer][i]) if flows else None,
-                    float(q.scores["logprob"][i]),
-                )
-                for i in range(q.n)
-            ],
-            [1],
-            run.select,
-        )
-        for q in questions
-    ]
+    per_question = [tree_values(q.scored(run.scorer), [1], run.select) for q in questions]
     found = {name: _chosen(questions)}
     for rule in ("majority", "weighted_vote", "flow"):
         if rule != run.select and f"choose_{rule}" in per_question[0]:
@@ -115,7 +99,7 @@ def _pool(run: Run, questions: Sequence[Question]) -> dict[str, Array]:
 
 
 def _chosen(questions: Sequence[Question]) -> Array:
-    return np.array([0.0 if q.chosen is None else float(q.correct[q.chosen]) for q in questions])
+    return np.array([q.chosen_right for q in questions])
 
 
 def _cost(folder: Path, run: Run, questions: Sequence[Question]) -> Plain:

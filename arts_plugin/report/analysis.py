@@ -13,7 +13,7 @@ import numpy as np
 
 from arts_plugin.evaluation import table
 from arts_plugin.evaluation.pool import Array, Bootstrap, Comparison, auc_within, compare
-from arts_plugin.evaluation.search_metrics import RARE, Scored, tree_values
+from arts_plugin.evaluation.search_metrics import RARE, tree_values
 from arts_plugin.evaluation.statistics import Estimate
 from arts_plugin.report.data import Question, Run, common, even
 
@@ -56,7 +56,7 @@ def analyse(run: Run, others: Sequence[Run] = (), against: Run | None = None) ->
             run, against, questions, {row.selector: (row.label, comparison.values[row.selector][n]) for row in rows}
         )
     else:
-        values = [_tree(question, run) for question in questions]
+        values: list[dict[str, Any]] = [dict(tree_values(q.scored(run.scorer), _ks(64), run.select)) for q in questions]
         made["traces"] = max(question.n for question in questions)
         made["rare"] = sum(0 < q.pass_at_1 <= RARE for q in questions)
         rules = [name for name in values[0] if name.startswith("choose_") or name == "oracle"]
@@ -98,7 +98,7 @@ def _ks(n: int) -> list[int]:
 
 
 def _chosen(questions: Sequence[Question]) -> Array:
-    return np.array([0.0 if q.chosen is None else float(q.correct[q.chosen]) for q in questions])
+    return np.array([q.chosen_right for q in questions])
 
 
 def _row(row: table.Row, n: int) -> Plain:
@@ -132,20 +132,6 @@ def _pool_curves(comparison: Comparison, boot: Bootstrap, questions: Sequence[Qu
         }
         for selector, label in table.labels(comparison)
     ]
-
-
-def _tree(question: Question, run: Run) -> dict[str, Any]:
-    flows = question.scores.get(run.scorer) if run.scorer != "logprob" else None
-    traces = [
-        Scored(
-            bool(question.correct[i]),
-            question.answers[i],
-            None if flows is None else float(flows[i]),
-            float(question.scores["logprob"][i]),
-        )
-        for i in range(question.n)
-    ]
-    return dict(tree_values(traces, _ks(64), run.select))
 
 
 def _tree_label(name: str) -> str:
@@ -209,7 +195,7 @@ def _groups(questions: Sequence[Question], names: Sequence[str]) -> list[Plain]:
     boot = Bootstrap(len(questions))
     what: dict[str, Callable[[Question], float]] = {
         "pass@1": lambda q: q.pass_at_1,
-        "chosen": lambda q: 0.0 if q.chosen is None else float(q.correct[q.chosen]),
+        "chosen": lambda q: q.chosen_right,
         "oracle": lambda q: float(q.correct.any()),
     }
     values = {name: np.array([value(q) for q in questions]) for name, value in what.items()}

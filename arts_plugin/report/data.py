@@ -14,6 +14,7 @@ import numpy.typing as npt
 from arts_plugin import clock
 from arts_plugin.errors import ArtsError
 from arts_plugin.evaluation.pool import Array, PoolProblem
+from arts_plugin.evaluation.search_metrics import Scored
 from arts_plugin.run import TREES_FILE
 from arts_plugin.training.dataset import RunInfo
 from arts_plugin.training.grades import Graded, read_grades
@@ -61,6 +62,24 @@ class Question:
     def pass_at_1(self) -> float:
         """The share of trajectories that are right."""
         return float(self.correct.mean()) if self.n else 0.0
+
+    @property
+    def chosen_right(self) -> float:
+        """1 if the chosen trajectory is right, 0 if it is not or there is none."""
+        return 0.0 if self.chosen is None else float(self.correct[self.chosen])
+
+    def scored(self, scorer: str) -> list[Scored]:
+        """Its trajectories for `tree_values`; without flows where `scorer` is the model's own log-probability."""
+        flows = self.scores.get(scorer) if scorer != "logprob" else None
+        return [
+            Scored(
+                bool(self.correct[i]),
+                self.answers[i],
+                None if flows is None else float(flows[i]),
+                float(self.scores["logprob"][i]),
+            )
+            for i in range(self.n)
+        ]
 
     def pool(self) -> PoolProblem:
         """The same for comparing selectors."""

@@ -61,10 +61,9 @@ class Arts(TreeStrategy):
 
     def _propose(self, node: int, width: int, keep: bool = False) -> int:
         """Queue proposals and remember their turn; how many there are."""
-        before = len(self._queue)
-        allowed = self.launch(node, width, keep=keep)
-        self._in_flight.extend((e.node, e.index) for e in list(self._queue)[before:])
-        return allowed
+        asked = self.queued(node, width, keep)
+        self._in_flight.extend((e.node, e.index) for e in asked)
+        return len(asked)
 
     def tell(self, proposals: Sequence[Proposal]) -> list[Taken]:
         """Store results; take in those whose turn has come, and draw new states where there is room."""

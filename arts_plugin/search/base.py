@@ -108,11 +108,16 @@ class TreeStrategy:
 
     def launch(self, node: int, count: int, keep: bool = False) -> int:
         """Queue up to `count` proposals from `node`; how many the node budget allowed. `keep`: more may follow."""
+        return len(self.queued(node, count, keep))
+
+    def queued(self, node: int, count: int, keep: bool = False) -> list[Expansion]:
+        """The same; the expansions themselves."""
         allowed = count if self.budget.nodes is None else min(count, self.budget.nodes - self._launched)
         first = sum(self.tree.nodes[child].count for child in self.tree.nodes[node].children)
-        self._queue.extend(Expansion(node, first + i, last=not keep and i == allowed - 1) for i in range(allowed))
-        self._launched += max(0, allowed)
-        return max(0, allowed)
+        asked = [Expansion(node, first + i, last=not keep and i == allowed - 1) for i in range(allowed)]
+        self._queue.extend(asked)
+        self._launched += len(asked)
+        return asked
 
     def take(self, proposal: Proposal, merge: bool) -> Taken:
         """Put a proposal into the tree, or, past the end, nowhere."""

@@ -20,9 +20,7 @@ class RoundStrategy(TreeStrategy):
 
     def propose(self, node: int, width: int) -> list[Expansion]:
         """Queue proposals as part of the round; as many as the node budget allows."""
-        before = len(self._queue)
-        self.launch(node, width)
-        asked = list(self._queue)[before:]
+        asked = self.queued(node, width)
         self._round.update({(e.node, e.index): None for e in asked})
         return asked
 

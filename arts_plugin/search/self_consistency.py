@@ -32,12 +32,10 @@ class SelfConsistency(BestOfN):
         self._in_order = True
         self._confidence = confidence
         self._votes: Counter[str] = Counter()
-        self._finished = 0
 
     def _take_in(self, proposal: Proposal) -> Taken:
         taken = super()._take_in(proposal)
         if taken.node and taken.node.terminal:
-            self._finished += 1
             if taken.node.answer is not None:
                 self._votes[canonical(taken.node.answer)] += 1
             if not self.ended_by and self._decided():
@@ -46,7 +44,7 @@ class SelfConsistency(BestOfN):
 
     def _decided(self) -> bool:
         first, second = leaders(self._votes)
-        if self._limit is not None and first - second > self._limit - self._finished:
+        if self._limit is not None and first - second > self._limit - self.tree.n_finished:
             return True
         return self._confidence < 1 and posterior_of_the_leader(first, second) >= self._confidence
 

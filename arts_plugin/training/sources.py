@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -62,13 +63,11 @@ def source_options(split: str) -> Callable[[F], F]:
     """
 
     def decorate(command: F) -> Any:
+        @wraps(command)
         def with_source(**given: Any) -> Any:
             own = {name: given.pop(name) for name in (f.name for f in fields(Source))}
             return command(source=Source(**own), **given)
 
-        with_source.__doc__ = command.__doc__
-        with_source.__name__ = command.__name__
-        with_source.__click_params__ = list(getattr(command, "__click_params__", []))  # type: ignore[attr-defined]
         for option in reversed(_options(split)):
             with_source = option(with_source)
         return with_source
