@@ -38,7 +38,8 @@ class Settings:
     model: str | None = _setting(
         None,
         "Proposer: a GGUF file, `repo_id:file` on a hub, with backend=hf also a model folder or `owner/name` on a hub; "
-        "nothing is the embedded SmolLM2-135M-Instruct.",
+        "with backend=server the name that the server gives it (default: its only one); nothing is the embedded "
+        "SmolLM2-135M-Instruct.",
     )
     chat: Chat = _setting(
         "auto",
@@ -128,6 +129,23 @@ class Settings:
     )
     revision: str | None = _setting(None, "hf: branch, tag or commit of a model on a hub.")
     trust_remote_code: bool = _setting(False, "hf: run code that comes with the model. Only for models you trust.")
+    base_url: str | None = _setting(
+        None,
+        "server: address of an OpenAI-compatible engine, http://127.0.0.1:8000/v1 for example; replicas of one model are "
+        "separated by `;`. A key comes from the environment, as ARTS_API_KEY or OPENAI_API_KEY.",
+    )
+    features_url: str | None = _setting(
+        None,
+        "server: address of a pooling server of the same model (vLLM --runner pooling), whose hidden states a verifier reads.",
+    )
+    chat_template: str | None = _setting(
+        None,
+        "server: a Jinja file, in place of the chat template that the server applies; needed where it applies none.",
+    )
+    timeout: float = _setting(600.0, "server: seconds for one request, at most.", above=0)
+    max_retries: int = _setting(
+        5, "server: how often a request is tried again after a lost connection, a 5xx or an unreadable reply.", low=0
+    )
     trace: str | None = _setting(None, "Run folder for trees; running again with the same settings resumes it.")
     features: bool = _setting(False, "Keep the hidden state of every state in the run folder (needs trace).")
 
@@ -186,6 +204,11 @@ _RUNTIME = frozenset(
         "tensor_split",
         "n_ubatch",
         "flash_attn",
+        "base_url",
+        "features_url",
+        "chat_template",
+        "timeout",
+        "max_retries",
         "dtype",
         "device",
         "quantize",
@@ -193,6 +216,8 @@ _RUNTIME = frozenset(
         "trust_remote_code",
     }
 )
+OF_THE_RUN = _RUNTIME | {"backend", "verifier", "verifier_model", "verifier_aggregate", "n_ctx"}
+"""Settings of the engine and the verifier, which all searches of a run share."""
 _LATER = frozenset({"confidence"})
 _FIELDS = {f.name: f for f in fields(Settings)}
 _HINTS = get_type_hints(Settings)

@@ -256,7 +256,7 @@ class BackendContract:
         prompt = question(backend)
         (trace,) = run(backend, prompt, GREEDY)
         head = trace.tokens[:3]
-        other = (*head[:2], (head[2] + 1) % backend.info.n_vocab)
+        other = (*head[:2], (head[2] + 1) % (backend.info.n_vocab or head[2] + 2))
         scores = backend.loglikelihood([(prompt.token_ids, head), (prompt.token_ids, other)])
         assert [greedy for _, greedy in scores] == [True, False]
 

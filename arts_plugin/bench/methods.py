@@ -8,10 +8,9 @@ from typing import Any
 
 from arts_plugin.errors import SettingsError, unknown_name
 from arts_plugin.plugins import Plugins
-from arts_plugin.settings import Settings
+from arts_plugin.settings import OF_THE_RUN, Settings
 
 GREEDY, SAMPLES = "greedy", "samples"
-_OF_THE_ENGINE = frozenset({"backend", "model", "verifier", "verifier_model", "n_ctx", "n_threads", "trace"})
 _MANY = 64
 _BUDGETS = frozenset({"budget_trajectories", "budget_tokens", "budget_seconds", "budget_nodes"})
 
@@ -58,7 +57,7 @@ def methods(searches: Sequence[str], traces: int, settings: Settings, registry: 
             if not sign:
                 raise SettingsError(f"--search {text}: {part!r} is not setting=value")
             changes[name] = value
-        if shared := (_OF_THE_ENGINE | _BUDGETS | {"strategy"}) & changes.keys():
+        if shared := (OF_THE_RUN | _BUDGETS | {"strategy"}) & changes.keys():
             raise SettingsError(f"--search {text}: {', '.join(sorted(shared))} must be the same for all; leave it out")
         settings.with_(changes)  # an unknown setting or a bad value is told before anything runs
         name = " ".join([strategy, *rest])

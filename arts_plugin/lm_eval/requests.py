@@ -9,7 +9,7 @@ from typing import Any
 
 from arts_plugin.backend import Message
 from arts_plugin.errors import SettingsError
-from arts_plugin.settings import Settings
+from arts_plugin.settings import OF_THE_RUN, Settings
 
 log = logging.getLogger("lm_eval.arts")
 
@@ -17,9 +17,6 @@ _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_toke
 _SAMPLING = frozenset({"do_sample", "temperature", "top_p", "top_k", "min_p", "num_beams", "num_return_sequences"})
 _IGNORED = frozenset({"repetition_penalty", "early_stopping", "use_cache"})
 _KNOWN = frozenset({"until", *_LENGTHS}) | _SAMPLING | _IGNORED
-_OF_THE_RUN = frozenset({"backend", "model", "verifier", "slots", "n_ctx", "n_threads", "n_gpu_layers", "trace"}) | {
-    *("main_gpu", "split_mode", "tensor_split", "n_ubatch", "flash_attn"),
-}
 PREFIX = "arts_"
 
 
@@ -74,7 +71,7 @@ def read_gen_kwargs(
     if length is not None and "max_gen_toks" not in changes:
         changes["max_gen_toks"] = length
     for key in changes:
-        if key in _OF_THE_RUN:
+        if key in OF_THE_RUN | {"slots"}:
             raise SettingsError(f"{PREFIX}{key} in gen_kwargs: {key} belongs to the whole run; set it in --model_args")
     if changes:
         settings = settings.with_(changes)

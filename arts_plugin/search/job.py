@@ -295,7 +295,8 @@ class Search:
             self.verifier.drop(handle)
         self.tree.ended_by = self.strategy.ended_by or reason
         if self._root is not None:
-            self.tree.cost.prefilled_tokens = self.backend.open_cost(self._root).prefilled
+            cost = self.backend.open_cost(self._root)
+            self.tree.cost.prefilled_tokens, self.tree.cost.cached_tokens = cost.prefilled, cost.shared
         self.tree.chosen = select(self.tree, self.tree.select, seed=self.job.settings.seed)
         self.tree.cost.seconds = self.elapsed
         self.plugins.notify("arts_finished", tree=self.tree)

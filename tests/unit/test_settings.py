@@ -185,7 +185,7 @@ def test_defaults_pass_their_own_checks_and_are_described() -> None:
     assert Settings.of() == Settings()
     for name, default, doc in describe():
         assert getattr(Settings(), name) == default
-        assert doc[0].isupper() or doc.startswith(("`", "K,", "llama.cpp", "hf: ")), name
+        assert doc[0].isupper() or doc.startswith(("`", "K,", "llama.cpp", "hf: ", "server: ")), name
         assert doc.endswith((".", ")")), name
 
 

@@ -1,0 +1,1 @@
+"""Backend `server`: the proposer runs on engines with an OpenAI-compatible API."""

@@ -1,0 +1,296 @@
+"""The backend that the core sees: steps are requests, siblings are one request, and a question stays on one replica."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import queue
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from itertools import groupby
+
+from arts_plugin.backend import (
+    EngineStats,
+    FloatArray,
+    Generation,
+    Message,
+    ModelInfo,
+    OpenCost,
+    Prompt,
+    StepResult,
+)
+from arts_plugin.errors import ArtsError, ModelError, PromptTooLongError
+from arts_plugin.randomness import branch_key
+from arts_plugin.settings import AUTO_SLOTS, Settings
+from arts_plugin.steps import Delimiter, StepScanner
+from arts_server.dialect import Dialect, probe
+from arts_server.faults import RefusedError, RetryError, ServerError
+from arts_server.features import PoolingServer
+from arts_server.likelihood import loglikelihood
+from arts_server.reader import Landed, StepReader
+from arts_server.replicas import addresses
+from arts_server.states import Question, Run, ServerState
+from arts_server.transport import Transport
+from arts_server.vocabulary import ServerVocabulary
+
+log = logging.getLogger(__name__)
+
+SLOTS_A_REPLICA = 64
+"""Branches for each replica with `slots=auto`: engines batch them, and hold back what they have no room for."""
+_WAIT = 0.25
+
+
+class ServerBackend:
+    """OpenAI-compatible engines, as `arts_plugin.backend.Backend` describes it.
+
+    Args:
+        features: whether hidden states at step ends are wanted; they come from `features_url`, if there is one.
+
+    Raises:
+        SettingsError: an address that is none.
+        ServerError: no server can be reached.
+        ModelError: they serve no such model, or different ones.
+    """
+
+    def __init__(self, settings: Settings, *, features: bool = False) -> None:
+        roots = addresses(settings.base_url)
+        self.slots = settings.slots if settings.slots != AUTO_SLOTS else SLOTS_A_REPLICA * len(roots)
+        self.transport = Transport(roots, settings.timeout, settings.max_retries, self.slots)
+        try:
+            self.dialect = self._agree(settings.model)
+            pooling = None
+            if features and settings.features_url is not None:
+                pooling = PoolingServer(self.transport.beside(addresses(settings.features_url)))
+            self.pooling = pooling
+            self.vocabulary = ServerVocabulary(self.transport, self.dialect, settings.chat_template)
+            self.info = self._info(settings)
+        except BaseException:
+            self.transport.close()
+            raise
+        for remark in self.dialect.remarks():
+            log.warning("%s: %s", roots[0], remark)
+        self.stats = EngineStats(slots=self.slots)
+        self.reader = StepReader(self.transport, self.dialect, pooling)
+        self._queue: list[tuple[ServerState, Run]] = []
+        self._landed: queue.SimpleQueue[Landed] = queue.SimpleQueue()
+        self._jobs: dict[int, tuple[Future[None], set[int]]] = {}
+        self._active = 0
+        self._submitted = 0
+
+    def _agree(self, model: str | None) -> Dialect:
+        """What all replicas can do. One that is down now may come up later; one that is another is refused."""
+        found: list[Dialect] = []
+        down: list[str] = []
+        for replica in self.transport.replicas:
+            try:
+                found.append(self.transport.do(probe(self.transport, replica, model)))
+            except RetryError as error:
+                down.append(str(error))
+                replica.failed()
+        if not found:
+            raise ServerError(f"no server can be reached: {'; '.join(down)}. Is it running, and is base_url right?")
+        for problem in down:
+            log.warning("going on without a replica for now: %s", problem)
+        if any(dialect != found[0] for dialect in found):
+            raise ModelError(f"the replicas of base_url are not alike: {'; '.join(map(str, dict.fromkeys(found)))}")
+        return found[0]
+
+    def _info(self, settings: Settings) -> ModelInfo:
+        return ModelInfo(
+            name=self.dialect.model,
+            n_ctx=self.dialect.n_ctx or settings.n_ctx,
+            n_vocab=0,
+            n_embd=self.pooling.n_embd if self.pooling else 0,
+            bos=next(iter(self.vocabulary.bos), -1),
+            chat_template=self.vocabulary.chat_template,
+            details={"description": f"served by {self.dialect.owner or 'an OpenAI-compatible server'}"},
+        )
+
+    def digest(self) -> str:
+        """A digest of the model's name: a server does not show its weights."""
+        return f"sha256-of-name:{hashlib.sha256(self.dialect.model.encode()).hexdigest()}"
+
+    # Text.
+    def encode(self, text: str) -> Prompt:
+        """A plain prompt."""
+        return self.vocabulary.encode(text)
+
+    def encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> Prompt:
+        """A chat in the model's template."""
+        return self.vocabulary.encode_chat(messages, add_generation_prompt)
+
+    # Engine.
+    def open(self, prompt: Prompt, generation: Generation, problem: int) -> ServerState:
+        """State 0; nothing is sent before a fork of it runs."""
+        n_prompt, n_ctx = len(prompt.token_ids), self.info.n_ctx
+        if not prompt.text and not n_prompt:
+            raise PromptTooLongError("the prompt is empty: it has no token to begin from")
+        limit = generation.max_gen_toks
+        if self.dialect.ids:  # stand-ins for tokens cannot be counted
+            if n_prompt >= n_ctx:
+                raise PromptTooLongError(
+                    f"the prompt has {n_prompt} tokens and the server's context {n_ctx}: no room for an answer; shorten the "
+                    "prompt, or start the server with a longer context"
+                )
+            limit = min(limit, n_ctx - n_prompt)
+        delimiter = Delimiter(generation.delimiter)
+        question = Question(prompt, generation, delimiter, limit)
+        scanner = StepScanner(delimiter, generation.stops)
+        return ServerState(question, (), "", scanner, branch_key(generation.sampling.seed, problem))
+
+    def open_cost(self, state: ServerState) -> OpenCost:
+        """Prompt tokens of all the question's requests so far: computed, and found in the server's cache."""
+        question = state.question
+        return OpenCost(question.sent - question.cached, question.cached)
+
+    def fork(self, state: ServerState, index: int) -> ServerState:
+        """A branch that starts where `state` stands."""
+        return state.fork(index)
+
+    def drop(self, state: ServerState) -> None:
+        """Forget an idle state: the server keeps what it likes of its prefix."""
+        if state.run:
+            raise ArtsError("a submitted state cannot be dropped; cancel it")
+
+    def submit(self, state: ServerState, max_tokens: int, allowance: int | None = None) -> None:
+        """Queue one step; requests leave with the next `poll`, siblings together."""
+        if state.run:
+            raise ArtsError("the state was submitted before and is not finished")
+        if state.over:
+            raise ArtsError("this state's trace has ended; nothing goes on from it")
+        if max_tokens < 1:
+            raise ArtsError(f"max_tokens is {max_tokens}; a step has at least one token")
+        room = state.question.limit - len(state.tokens)
+        state.run = Run(self._submitted, min(max_tokens, room, max_tokens if allowance is None else allowance))
+        self._submitted += 1
+        self._queue.append((state, state.run))
+        self._active += 1
+
+    def refill_cost(self, state: ServerState) -> int:
+        """0: what a server computes again is its own affair, and told by `open_cost`."""
+        return 0
+
+    def cancel(self, state: ServerState) -> tuple[int, int]:
+        """Take a submitted state out. A request of which nothing is wanted any more is closed; what it had generated is
+        known only where steps are streamed."""
+        run = state.run
+        if run is None:
+            raise ArtsError("only a submitted state can be cancelled")
+        self._queue = [pair for pair in self._queue if pair[1] is not run]
+        self._forget(run, cancel=True)
+        self._active -= 1
+        state.run, state.over = None, True
+        return run.decoded, 0
+
+    def _forget(self, run: Run, cancel: bool = False) -> None:
+        job, others = self._jobs.pop(run.number, (None, set()))
+        others.discard(run.number)
+        if cancel and job is not None and not others:
+            job.cancel()
+
+    @property
+    def n_active(self) -> int:
+        """Branches submitted and not finished."""
+        return self._active
+
+    def poll(self) -> list[StepResult]:
+        """Send what is queued, and wait a moment for steps that end; none may have."""
+        self._dispatch()
+        began = time.perf_counter()
+        arrived: list[Landed] = []
+        try:
+            arrived.append(self._landed.get(timeout=_WAIT))
+            while True:
+                arrived.append(self._landed.get_nowait())
+        except queue.Empty:
+            pass
+        self.stats.decodes += 1
+        self.stats.occupied += self._active
+        # In the order of submission, as far as they came together.
+        results = [self._settle(landed) for landed in sorted(arrived, key=_number) if self._wanted(landed)]
+        self.stats.decode_seconds += time.perf_counter() - began
+        return results
+
+    def _wanted(self, landed: Landed) -> bool:
+        return landed.state.run is landed.run
+
+    def _settle(self, landed: Landed) -> StepResult:
+        state, run, outcome = landed.state, landed.run, landed.outcome
+        if landed.error is not None and not isinstance(landed.error, RefusedError):
+            raise landed.error
+        self._forget(run)
+        self._active -= 1
+        state.run, state.origin = None, None
+        self.stats.decoded_tokens += run.decoded
+        if outcome is None:
+            state.over = True
+            return StepResult(state, "", (), 0.0, "error", True, decoded=run.decoded, error=str(landed.error))
+        assert landed.scanner is not None
+        kept = len(state.tokens) - outcome.cut_tokens
+        state.tokens = (*state.tokens[:kept], *outcome.token_ids)
+        state.text = state.text[: len(state.text) - outcome.cut_chars] + outcome.text
+        state.scanner, state.over, state.hidden = landed.scanner, outcome.terminal, landed.feature
+        return StepResult(
+            state,
+            outcome.text,
+            outcome.token_ids,
+            outcome.logprob,
+            outcome.stop,
+            outcome.terminal,
+            feature=landed.feature,
+            decoded=run.decoded,
+            cut_chars=outcome.cut_chars,
+            cut_tokens=outcome.cut_tokens,
+        )
+
+    def _dispatch(self) -> None:
+        for group in self._groups():
+            members = {run.number for _, run in group}
+            job = self.transport.start(self.reader.advance(group, self._landed.put))
+            for _, run in group:
+                self._jobs[run.number] = (job, members)
+        self._queue.clear()
+
+    def _groups(self) -> Iterator[list[tuple[ServerState, Run]]]:
+        """What goes into one request: siblings that have not moved, are numbered in sequence and may take as many tokens."""
+        order = sorted(self._queue, key=lambda pair: (id(pair[0].origin), pair[1].max_tokens, pair[0].index))
+        for (origin, _, _), members in groupby(
+            enumerate(order), key=lambda e: (id(e[1][0].origin), e[1][1].max_tokens, e[1][0].index - e[0])
+        ):
+            group = [pair for _, pair in members]
+            state = group[0][0]
+            together = self.dialect.many and self.dialect.whole and not state.question.streams
+            if origin != id(None) and together and state.question.generation.sampling.temperature > 0:
+                yield group
+            else:
+                yield from ([pair] for pair in group)
+
+    # Scoring.
+    def loglikelihood(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
+        """See `arts_server.likelihood`."""
+        return self.transport.do(loglikelihood(self.transport, self.dialect, self.info.n_ctx, pairs, self.slots))
+
+    def tree_features(
+        self, tokens: Sequence[Sequence[int]], parents: Sequence[int | None], cut: Sequence[int]
+    ) -> FloatArray:
+        """Hidden states of a recorded tree.
+
+        Raises:
+            ModelError: no `features_url` is given.
+        """
+        if self.pooling is None or not self.dialect.ids:
+            raise ModelError("hidden states come from a pooling server of the same model; give features_url=")
+        paths: list[tuple[int, ...]] = []
+        for own, parent, taken in zip(tokens, parents, cut, strict=True):
+            above = paths[parent] if parent is not None else ()
+            paths.append((*above[: len(above) - taken], *own))
+        return self.transport.do(self.pooling.states(paths))
+
+    def close(self) -> None:
+        """Cancel what is under way and close the connections."""
+        self.transport.close()
+
+
+def _number(landed: Landed) -> int:
+    return landed.run.number

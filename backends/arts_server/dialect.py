@@ -1,0 +1,279 @@
+"""What a server can do, found out once at the start, and the requests and replies that follow from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from arts_plugin.backend import Sampling
+from arts_plugin.errors import ModelError
+from arts_server.faults import RefusedError, RetryError
+from arts_server.replicas import Replica
+from arts_server.transport import Transport
+
+COMPLETIONS = "/v1/completions"
+Tokenizer = Literal["vllm", "llama-server", "llama-cpp-python"]
+_PROBE = "One, two, three, four,"
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How to speak to a server.
+
+    Attributes:
+        model: its name for the model.
+        ids: whether prompts go as token ids and steps come back as such; otherwise both are text.
+        many: whether one request can bring several siblings (`n`).
+        whole: whether a reply says what ended it and keeps the string that did, so that a step is one reply; otherwise
+            steps are streamed, and cut off here where they end.
+        logprobs: whether it tells the tokens' log-probabilities.
+        tokenizer: whose endpoint for tokenising it has, if any.
+        n_ctx: the longest prompt and trace, if it says so.
+        owner: what it says it is.
+    """
+
+    model: str
+    ids: bool = False
+    many: bool = False
+    whole: bool = False
+    logprobs: bool = False
+    tokenizer: Tokenizer | None = None
+    n_ctx: int | None = None
+    owner: str = ""
+
+    def remarks(self) -> list[str]:
+        """What a user should know of a server that cannot do all."""
+        found = []
+        if not self.ids:
+            found.append(
+                "it neither takes nor gives token ids: steps are continued as text, which may be split into tokens anew, and "
+                "what looks like a special token in a question counts as one"
+            )
+        if not self.whole:
+            found.append("it does not say which stop string ended a reply: steps are streamed")
+        if not self.many:
+            found.append("it gives one choice a request: siblings are requests of their own")
+        if not self.logprobs:
+            found.append("it gives no log-probabilities: they are 0 in every tree, so a verifier must do the judging")
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One continuation: its tokens' texts, log-probabilities and ids, and what ended it.
+
+    `ids` is empty where the server gives none, `logprobs` likewise. `stop_reason` is the stop string that ended it.
+    """
+
+    pieces: tuple[bytes, ...]
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish: str
+    stop_reason: str | None
+
+
+def payload(
+    dialect: Dialect,
+    prompt: Sequence[int] | str,
+    n: int,
+    max_tokens: int,
+    sampling: Sampling,
+    seed: int,
+    stops: Sequence[str],
+) -> dict[str, Any]:
+    """A request for `n` siblings of one step."""
+    body: dict[str, Any] = {
+        "model": dialect.model,
+        "prompt": list(prompt) if not isinstance(prompt, str) else prompt,
+        "max_tokens": max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "seed": seed,
+    }
+    # Not in OpenAI's API, but every engine's; llama.cpp's servers have defaults of their own for what is left out.
+    body["top_k"] = sampling.top_k or (-1 if dialect.owner == "sglang" else 0)
+    body["min_p"] = sampling.min_p
+    if n > 1:
+        body["n"] = n
+    if dialect.logprobs:
+        body["logprobs"] = 0 if dialect.whole else 1  # llama_cpp.server takes 0 for none
+    if dialect.ids:
+        body["return_token_ids"] = True
+    if dialect.whole and stops:
+        body["stop"] = list(stops)
+        body["include_stop_str_in_output"] = True
+    return body
+
+
+def read_choices(reply: dict[str, Any], wanted: int, dialect: Dialect) -> list[Choice]:
+    """The choices of a reply, in order of their index; fewer than `wanted` where the server ignores `n`.
+
+    Raises:
+        RetryError: it makes no sense.
+    """
+    found: dict[int, Choice] = {}
+    choices = reply.get("choices")
+    if not isinstance(choices, list) or not choices:
+        raise RetryError("a reply without choices")
+    for place, raw in enumerate(choices):
+        if not isinstance(raw, dict):
+            raise RetryError(f"a choice that is no object: {raw!r:.100}")
+        index = raw.get("index", place)
+        if not isinstance(index, int) or not 0 <= index < wanted or index in found:
+            continue  # more than was asked for, or one of them twice
+        found[index] = read_choice(raw, dialect)
+    if sorted(found) != list(range(len(found))) or not found:
+        raise RetryError(f"choices {sorted(found)} of {wanted}")
+    return [found[index] for index in sorted(found)]
+
+
+def read_choice(raw: dict[str, Any], dialect: Dialect) -> Choice:
+    """One of them (or, of a stream, what an event adds).
+
+    Raises:
+        RetryError: texts, ids and log-probabilities do not fit together.
+    """
+    text, finish, reason = raw.get("text") or "", raw.get("finish_reason") or "", raw.get("stop_reason")
+    if not isinstance(text, str):
+        raise RetryError(f"a text that is no string: {text!r:.100}")
+    told = raw.get("logprobs") or {}
+    texts = [text] if text else []
+    logprobs: list[float] = []
+    if isinstance(told, dict) and told.get("tokens"):
+        texts, logprobs = list(told["tokens"]), [_finite(value) for value in told.get("token_logprobs") or ()]
+    ids = [int(token) for token in raw.get("token_ids") or ()] if dialect.ids else []
+    if dialect.ids and len(ids) != len(texts) and not (finish and len(ids) > len(texts)):
+        raise RetryError(f"{len(ids)} token ids for {len(texts)} tokens")
+    if logprobs and len(logprobs) != len(texts):
+        raise RetryError(f"{len(logprobs)} log-probabilities for {len(texts)} tokens")
+    return Choice(
+        tuple(pieces(texts, text)),
+        tuple(ids),
+        tuple(logprobs),
+        str(finish),
+        reason if isinstance(reason, str) else None,
+    )
+
+
+def _finite(value: Any) -> float:
+    if isinstance(value, (int, float)) and math.isfinite(value):
+        return float(value)
+    raise RetryError(f"a log-probability that is no number: {value!r:.50}")
+
+
+def pieces(tokens: Sequence[str], text: str) -> list[bytes]:
+    """The bytes that each token stands for.
+
+    A token that is not in the text is a control token and stands for none; the last may go beyond it, where the text
+    was cut at a stop string. A token that ends inside a character comes as an empty string and the character with the one
+    after it: each gets some of its bytes.
+    """
+    found: list[bytes] = []
+    at = empty = 0
+    for token in tokens:
+        left = text[at:]
+        if left.startswith(token):
+            at += len(token)
+        elif not (left and token.startswith(left)):
+            token = ""
+        data = token.encode()
+        if not token:
+            empty += 1
+        elif empty:
+            shared = min(empty, len(data) - 1) if not token.isascii() else 0
+            for i in range(shared):
+                found[len(found) - empty + i] = data[i : i + 1]
+            data, empty = data[shared:], 0
+        found.append(data)
+    return found
+
+
+async def probe(transport: Transport, replica: Replica, model: str | None) -> Dialect:
+    """What this server can do.
+
+    Raises:
+        ModelError: it does not serve that model, or cannot complete a text.
+        ServerError, RefusedError, RetryError: see `arts_server.faults`.
+    """
+    entry = await _model(transport, replica, model)
+    name = str(entry["id"])
+    tokenizer, tokens = await _tokenizer(transport, replica, name)
+    body = {
+        "model": name,
+        "prompt": tokens or _PROBE,
+        "max_tokens": 2,
+        "temperature": 1.0,
+        "seed": 1,
+        "n": 2,
+        "logprobs": 1,
+        "return_token_ids": True,
+        "include_stop_str_in_output": True,
+        "stop": ["\0never"],
+    }
+    reply = await _first_accepted(transport, replica, body)
+    choices = [choice for choice in reply.get("choices") or () if isinstance(choice, dict)]
+    if not choices:
+        raise ModelError(f"{replica.root} completes no text: {reply!r:.300}")
+    ids = tokens is not None and all(isinstance(choice.get("token_ids"), list) for choice in choices)
+    n_ctx = entry.get("max_model_len") or (entry.get("meta") or {}).get("n_ctx_train")
+    return Dialect(
+        model=name,
+        ids=ids,
+        many=len(choices) == 2,
+        whole=ids and all("stop_reason" in choice for choice in choices),
+        logprobs=all((choice.get("logprobs") or {}).get("token_logprobs") for choice in choices),
+        tokenizer=tokenizer,
+        n_ctx=int(n_ctx) if n_ctx else None,
+        owner=str(entry.get("owned_by", "")),
+    )
+
+
+async def _model(transport: Transport, replica: Replica, model: str | None) -> dict[str, Any]:
+    listed = (await transport.get(replica, "/v1/models")).get("data")
+    entries = (
+        [entry for entry in listed if isinstance(entry, dict) and "id" in entry] if isinstance(listed, list) else []
+    )
+    names = [str(entry["id"]) for entry in entries]
+    if model is None and len(names) == 1:
+        return entries[0]
+    if model not in names:
+        wanted = "no model= is given" if model is None else f"it serves no model {model!r}"
+        raise ModelError(f"{replica.root}: {wanted}; it has {', '.join(names) or 'none'}. Name one with model=")
+    return entries[names.index(model)]
+
+
+async def _tokenizer(transport: Transport, replica: Replica, model: str) -> tuple[Tokenizer | None, list[int] | None]:
+    """Whose endpoint it has, and the probe's tokens by it."""
+    both = {"model": model, "prompt": _PROBE, "content": _PROBE, "add_special_tokens": False, "add_special": False}
+    for path, body in (("/tokenize", both), ("/extras/tokenize", {"input": _PROBE})):
+        try:
+            reply = await transport.ask(replica, path, body)
+        except Exception:
+            continue
+        tokens = reply.get("tokens")
+        if isinstance(tokens, list) and tokens and all(isinstance(token, int) for token in tokens):
+            if path.startswith("/extras"):
+                return "llama-cpp-python", tokens
+            return ("vllm" if "max_model_len" in reply or "count" in reply else "llama-server"), tokens
+    return None, None
+
+
+async def _first_accepted(transport: Transport, replica: Replica, body: dict[str, Any]) -> dict[str, Any]:
+    """The reply to the fullest request that is not refused: some servers refuse what others ignore."""
+    bare = {key: body[key] for key in ("model", "max_tokens", "temperature")}
+    attempts = [
+        body,
+        {**body, "n": 1},
+        {**body, "n": 1, "prompt": _PROBE},
+        {**bare, "prompt": _PROBE, "logprobs": 1},
+        {**bare, "prompt": _PROBE},
+    ]
+    refused: Exception | None = None
+    for attempt in attempts:
+        try:
+            return await transport.ask(replica, COMPLETIONS, attempt)
+        except (RefusedError, RetryError) as error:
+            refused = error
+    raise ModelError(f"{replica.root} completes no text: {refused}")

@@ -1,0 +1,107 @@
+"""What can go wrong between here and a server, and what a reply says of it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from arts_plugin.errors import ArtsError
+
+_SHOWN = 300
+_AGAIN = frozenset({408, 409, 425, 429})
+
+
+class ServerError(ArtsError):
+    """The servers cannot be used: down, of another model, or answering what cannot be read. Ends a run; what is finished
+    is kept, and the same command goes on with the rest."""
+
+
+class RefusedError(ArtsError):
+    """A server refuses one request for its own sake (400, 413, 422). Its question alone is lost."""
+
+
+class RetryError(Exception):
+    """A failure that may pass.
+
+    Attributes:
+        after: seconds that the server asks for, if it does.
+        busy: whether it only has too much to do (429), which is no failure of the replica.
+    """
+
+    def __init__(self, message: str, after: float | None = None, busy: bool = False) -> None:
+        super().__init__(message)
+        self.after, self.busy = after, busy
+
+
+def shorten(text: str) -> str:
+    """What can be shown of a reply."""
+    clean = "".join(c if c.isprintable() else " " for c in text.strip())
+    return clean if len(clean) <= _SHOWN else clean[:_SHOWN] + "..."
+
+
+def check_status(status: int, headers: Any, body: bytes, where: str) -> None:
+    """
+    Raises:
+        ServerError: no request will ever be answered there.
+        RefusedError: this one will not.
+        RetryError: this one may be, later or elsewhere.
+    """
+    if 200 <= status < 300:
+        return
+    if 300 <= status < 400:
+        target = shorten(headers.get("location", "another address"))
+        raise ServerError(f"{where} redirects to {target}, which is not followed; give that as base_url")
+    said = _message(body)
+    if status in {401, 403}:
+        raise ServerError(f"{where} answers {status}: {said}; set ARTS_API_KEY in the environment")
+    if status == 404:
+        raise ServerError(f"{where} answers 404: {said}; is base_url right, and does it serve that model?")
+    if status in _AGAIN or status >= 500:
+        raise RetryError(f"{where} answers {status}: {said}", _seconds(headers.get("retry-after")), status == 429)
+    raise RefusedError(f"{where} refuses the request ({status}): {said}")
+
+
+def parse(body: bytes, where: str) -> dict[str, Any]:
+    """A reply as an object.
+
+    Raises:
+        RefusedError: it is an error of the request's own, with status 200.
+        RetryError: it cannot be read, or is another error.
+    """
+    try:
+        reply = json.loads(body)
+    except ValueError:
+        raise RetryError(f"{where} answers what is no JSON: {shorten(body.decode('utf-8', 'replace'))!r}") from None
+    if not isinstance(reply, dict):
+        raise RetryError(f"{where} answers {shorten(json.dumps(reply))}, which is no object")
+    error = reply.get("error")
+    if error:
+        code = error.get("code") if isinstance(error, dict) else None
+        said = _message(body)
+        if code in {400, 413, 422}:
+            raise RefusedError(f"{where} refuses the request: {said}")
+        raise RetryError(f"{where} answers with an error: {said}")
+    return reply
+
+
+def _message(body: bytes) -> str:
+    """What an error reply says."""
+    text = body.decode("utf-8", "replace")
+    try:
+        reply = json.loads(text)
+    except ValueError:
+        return shorten(text) or "nothing"
+    for key in ("error", "detail", "message"):
+        if isinstance(reply, dict) and reply.get(key):
+            reply = reply[key]
+            if isinstance(reply, dict) and reply.get("message"):
+                reply = reply["message"]
+            break
+    return shorten(reply if isinstance(reply, str) else json.dumps(reply))
+
+
+def _seconds(text: str | None) -> float | None:
+    try:
+        return max(0.0, float(text)) if text else None
+    except ValueError:  # a date, which nobody sends
+        return None

@@ -1,0 +1,65 @@
+"""Hidden states from a pooling server beside the one that generates: what a verifier's head reads."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from arts_plugin.backend import FloatArray
+from arts_plugin.errors import ModelError
+from arts_server.faults import RetryError
+from arts_server.transport import Transport
+
+EMBEDDINGS = "/v1/embeddings"
+START = 'vLLM: --runner pooling --convert embed --pooler-config \'{"pooling_type": "LAST", "use_activation": false}\''
+_UNIT = 1e-3
+
+
+class PoolingServer:
+    """The state at the last token of each of some token sequences.
+
+    Raises:
+        ModelError: it serves no single model, gives no embeddings, or scales them to length one.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+        listed = transport.do(transport.get(transport.replicas[0], "/v1/models")).get("data")
+        names = [str(entry["id"]) for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+        if len(names) != 1:
+            raise ModelError(
+                f"features_url serves {', '.join(names) or 'no model'}; it must be one pooling model. {START}"
+            )
+        self.model = names[0]
+        # Two tokens that every vocabulary has: hidden states of different tokens are hardly ever both of length one.
+        rows = transport.do(self.states([(1,), (1, 2)]))
+        if np.all(np.abs(np.linalg.norm(rows, axis=1) - 1) < _UNIT):
+            raise ModelError(
+                f"features_url scales its hidden states to length one, which no verifier has learned from. {START}"
+            )
+        self.n_embd = int(rows.shape[1])
+
+    async def states(self, sequences: Sequence[Sequence[int]]) -> FloatArray:
+        """Post-norm hidden states at the last tokens, float32 [n, n_embd]."""
+        body = {"model": self.model, "input": [list(ids) for ids in sequences], "encoding_format": "base64"}
+        return await self.transport.post(EMBEDDINGS, body, read=lambda reply: _rows(reply, len(sequences)))
+
+
+def _rows(reply: dict[str, Any], wanted: int) -> FloatArray:
+    data = reply.get("data")
+    if not isinstance(data, list) or len(data) != wanted:
+        raise RetryError(f"{EMBEDDINGS} gives no {wanted} embeddings: {reply!r:.200}")
+    try:
+        rows = [_vector(entry["embedding"]) for entry in sorted(data, key=lambda entry: entry.get("index", 0))]
+        return np.stack(rows)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RetryError(f"{EMBEDDINGS} gives an embedding that cannot be read: {error!r}") from error
+
+
+def _vector(embedding: Any) -> FloatArray:
+    if isinstance(embedding, str):
+        return np.frombuffer(base64.b64decode(embedding, validate=True), dtype="<f4")
+    return np.asarray(embedding, dtype=np.float32)

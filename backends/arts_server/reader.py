@@ -1,0 +1,173 @@
+"""Steps on their way: one request for siblings, more where a step is not whole, hidden states where they are wanted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from arts_plugin.backend import FloatArray
+from arts_plugin.steps import StepScanner
+from arts_server.dialect import COMPLETIONS, Choice, Dialect, payload, read_choice, read_choices
+from arts_server.faults import RetryError
+from arts_server.features import PoolingServer
+from arts_server.replicas import Replica
+from arts_server.states import Progress, Question, Run, ServerState
+from arts_server.steps import Outcome, take
+from arts_server.transport import Transport
+
+Member = tuple[ServerState, Run]
+
+
+@dataclass(frozen=True, slots=True)
+class Landed:
+    """A step that has ended, or failed with `error`."""
+
+    state: ServerState
+    run: Run
+    outcome: Outcome | None = None
+    scanner: StepScanner | None = None
+    feature: FloatArray | None = None
+    error: BaseException | None = None
+
+
+class StepReader:
+    """Reads steps in the transport's loop. It touches no state; the thread that owns the model does, when it is told.
+
+    Args:
+        pooling: where hidden states come from, if they are wanted.
+    """
+
+    def __init__(self, transport: Transport, dialect: Dialect, pooling: PoolingServer | None) -> None:
+        self.transport, self.dialect, self.pooling = transport, dialect, pooling
+
+    async def advance(self, group: Sequence[Member], tell: Callable[[Landed], None]) -> None:
+        """Advance siblings by a step each; `tell` is called for each as it ends, or fails."""
+        waiting = dict(enumerate(group))
+        try:
+            if len(group) > 1:
+                choices = await self._siblings(group)
+                # Where there are fewer choices than were asked for, the others are asked for one by one.
+                works = [
+                    self._finish(*member, choices[i] if i < len(choices) else None) for i, member in enumerate(group)
+                ]
+            else:
+                works = [self._finish(*group[0], None)]
+
+            async def one(i: int, work: Any) -> None:
+                landed = await work
+                del waiting[i]
+                tell(landed)
+
+            async with asyncio.TaskGroup() as tasks:
+                for i, work in enumerate(works):
+                    tasks.create_task(one(i, work))
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            cause = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error
+            for state, run in waiting.values():
+                tell(Landed(state, run, error=cause))
+
+    async def _siblings(self, group: Sequence[Member]) -> list[Choice]:
+        state, run = group[0]
+        body = self._body(state, [], run.max_tokens, len(group))
+
+        async def work(replica: Replica) -> list[Choice]:
+            reply = await self.transport.ask(replica, COMPLETIONS, body)
+            choices = read_choices(reply, len(group), self.dialect)
+            self._book(state.question, reply, body)
+            return choices
+
+        choices = await self.transport.persist(work, state.question, len(group))
+        for (_, member), choice in zip(group, choices, strict=False):
+            member.decoded += len(choice.ids)
+        return choices
+
+    async def _finish(self, state: ServerState, run: Run, choice: Choice | None) -> Landed:
+        """A step, of which the beginning may be there already."""
+        progress = Progress(state.scanner.fork())
+        question, before = state.question, len(state.tokens)
+        outcome = None
+        if choice is not None:
+            outcome = take(progress, choice, question, before, run.max_tokens)
+        while outcome is None:
+            if self.dialect.whole and not question.streams:
+                choice = await self._next(state, run, progress)
+                outcome = take(progress, choice, question, before, run.max_tokens)
+            else:
+                progress, outcome = await self._streamed(state, run)
+        return Landed(state, run, outcome, progress.scanner, await self._feature(state, outcome))
+
+    async def _next(self, state: ServerState, run: Run, progress: Progress) -> Choice:
+        body = self._body(state, progress.ids, run.max_tokens - len(progress.ids), 1)
+
+        async def work(replica: Replica) -> Choice:
+            reply = await self.transport.ask(replica, COMPLETIONS, body)
+            (choice,) = read_choices(reply, 1, self.dialect)
+            self._book(state.question, reply, body)
+            if not choice.ids:
+                raise RetryError("a reply without a single token")
+            return choice
+
+        found = await self.transport.persist(work, state.question)
+        run.decoded += len(found.ids)
+        return found
+
+    def _body(self, state: ServerState, more: Sequence[int], max_tokens: int, n: int) -> dict[str, Any]:
+        question = state.question
+        prompt: Sequence[int] | str = question.prompt.text + state.text
+        if self.dialect.ids:
+            prompt = [*question.prompt.token_ids, *state.tokens, *more]
+        seed = state.seed + len(more)
+        return payload(self.dialect, prompt, n, max_tokens, question.generation.sampling, seed, question.server_stops)
+
+    def _book(self, question: Question, reply: dict[str, Any], body: dict[str, Any]) -> None:
+        """Prompt tokens as the server counts them."""
+        usage = reply.get("usage") or {}
+        sent = usage.get("prompt_tokens")
+        question.sent += sent if isinstance(sent, int) else len(body["prompt"]) if self.dialect.ids else 0
+        cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
+        question.cached += cached if isinstance(cached, int) else 0
+
+    async def _streamed(self, state: ServerState, run: Run) -> tuple[Progress, Outcome]:
+        """A step read token by token; the connection is closed where it ends."""
+        question, before = state.question, len(state.tokens)
+        body = {**self._body(state, [], run.max_tokens, 1), "stream": True}
+        for key in ("stop", "include_stop_str_in_output"):
+            body.pop(key, None)
+
+        async def work(replica: Replica) -> tuple[Progress, Outcome]:
+            progress = Progress(state.scanner.fork())
+            async with aclosing(self._stream(replica, body)) as choices:
+                async for choice in choices:
+                    run.decoded += max(len(choice.pieces), len(choice.ids))
+                    outcome = take(progress, choice, question, before, run.max_tokens)
+                    if outcome is not None:
+                        return progress, outcome
+            raise RetryError(f"{replica.root}{COMPLETIONS}: a stream ended without saying why")
+
+        return await self.transport.persist(work, question)
+
+    async def _stream(self, replica: Replica, body: dict[str, Any]) -> AsyncGenerator[Choice]:
+        async with aclosing(self.transport.events(replica, COMPLETIONS, body)) as events:
+            async for event in events:
+                for raw in event.get("choices") or ():
+                    if isinstance(raw, dict):
+                        yield read_choice(raw, self.dialect)
+
+    async def _feature(self, state: ServerState, outcome: Outcome) -> FloatArray | None:
+        if self.pooling is None or not self.dialect.ids:
+            return None
+        prompt = state.question.prompt.token_ids
+        kept = state.tokens[: len(state.tokens) - outcome.cut_tokens]
+        sequences = [(*prompt, *kept, *outcome.token_ids)]
+        if state.question.root is None:
+            sequences.append(prompt)
+        rows: FloatArray = await self.pooling.states(sequences)
+        if len(rows) > 1:
+            state.question.root = rows[1]
+        first: FloatArray = rows[0]
+        return first

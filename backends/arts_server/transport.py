@@ -1,0 +1,244 @@
+"""HTTP: one event loop in a thread of its own, requests that are tried again, and replies that are read to their end."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import os
+import random
+import threading
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Protocol, TypeVar
+
+import httpx
+
+from arts_server.faults import RetryError, ServerError, check_status, parse
+from arts_server.replicas import Replica, choose
+
+T = TypeVar("T")
+KEYS = ("ARTS_API_KEY", "OPENAI_API_KEY")
+"""Environment variables that may hold the key; the first that is set counts."""
+LONGEST_REPLY = 1 << 28
+_CONNECT = 10.0
+FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
+TICK = 0.1
+
+
+class Homed(Protocol):
+    """Something whose requests are best sent to one replica."""
+
+    home: Replica | None
+
+
+class Transport:
+    """Sends requests to replicas of one server.
+
+    Args:
+        timeout: seconds for one request from its first byte to the reply's last, at most.
+        max_retries: how often a request is tried again after failures; a server that is only busy is asked until
+            `timeout` seconds have gone.
+    """
+
+    def __init__(self, roots: Sequence[str], timeout: float, max_retries: int, slots: int) -> None:
+        self.replicas = [Replica(root) for root in roots]
+        self.timeout, self.max_retries, self.slots = timeout, max_retries, slots
+        key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
+        self._headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._client: httpx.AsyncClient | None = None
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="arts-server", daemon=True)
+        self._thread.start()
+
+    def beside(self, roots: Sequence[str]) -> Transport:
+        """Another set of servers, asked from the same loop; `close` of either closes both."""
+        other = copy.copy(self)
+        other.replicas = [Replica(root) for root in roots]
+        return other
+
+    # From the thread that owns the model.
+    def start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Have `work` done; cancelling what comes back closes its connection, at which servers stop generating."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def do(self, work: Coroutine[Any, Any, T]) -> T:
+        """Have `work` done, and wait for it."""
+        future = self.start(work)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def close(self) -> None:
+        """Cancel what is under way and end the thread. Idempotent."""
+        if self._loop.is_closed():
+            return
+        with suppress(Exception):
+            self.do(self._shut())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout=10)
+        if not self._thread.is_alive():
+            self._loop.close()
+
+    async def _shut(self) -> None:
+        mine = asyncio.current_task()
+        others = [task for task in asyncio.all_tasks(self._loop) if task is not mine]
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        if self._client is not None:
+            await self._client.aclose()
+
+    # In the loop.
+    def _http(self) -> httpx.AsyncClient:
+        if self._client is None:  # bound to the loop that it is made in
+            limits = httpx.Limits(max_connections=None, max_keepalive_connections=self.slots)
+            waits = httpx.Timeout(None, connect=_CONNECT)
+            self._client = httpx.AsyncClient(timeout=waits, limits=limits, follow_redirects=False)
+        return self._client
+
+    async def get(self, replica: Replica, path: str) -> dict[str, Any]:
+        """One attempt at one replica, which need not be ready.
+
+        Raises:
+            ServerError, RefusedError, RetryError: see `arts_server.faults`.
+        """
+        return await self._read("GET", replica, path, None)
+
+    async def ask(self, replica: Replica, path: str, payload: dict[str, Any]) -> dict[str, Any]:
+        """The same, with a body."""
+        return await self._read("POST", replica, path, payload)
+
+    async def _read(self, method: str, replica: Replica, path: str, payload: dict[str, Any] | None) -> dict[str, Any]:
+        async with self._open(method, replica, path, payload) as response:
+            body = bytearray()
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                if len(body) > LONGEST_REPLY:
+                    raise RetryError(f"{replica.root}{path} answers more than {LONGEST_REPLY >> 20} MiB")
+        return parse(bytes(body), replica.root + path)
+
+    @asynccontextmanager
+    async def _open(
+        self, method: str, replica: Replica, path: str, payload: dict[str, Any] | None
+    ) -> AsyncIterator[httpx.Response]:
+        """A reply whose status is good. What httpx raises, also while the reply is read, becomes `RetryError`."""
+        where = replica.root + path
+        try:
+            # httpx counts from byte to byte; a reply that trickles would never end.
+            async with (
+                asyncio.timeout(self.timeout),
+                self._http().stream(method, where, json=payload, headers=self._headers) as response,
+            ):
+                if not response.is_success:
+                    check_status(response.status_code, response.headers, await response.aread(), where)
+                yield response
+        except TimeoutError as error:
+            raise RetryError(f"{where} took more than {self.timeout:g} s (timeout=)") from error
+        except httpx.HTTPError as error:
+            raise RetryError(f"{where}: {type(error).__name__} {error}".rstrip()) from error
+        except httpx.InvalidURL as error:
+            raise ServerError(f"{where} is no address: {error}") from error
+
+    async def post(
+        self,
+        path: str,
+        payload: dict[str, Any],
+        of: Homed | None = None,
+        branches: int = 1,
+        read: Callable[[dict[str, Any]], T] | None = None,
+    ) -> T:
+        """A reply by whichever replica can give it, tried again as often as is allowed.
+
+        Args:
+            of: what the request belongs to, whose replica has its prompt in the cache.
+            branches: how many branches wait for it.
+            read: makes something of a reply; it raises `RetryError` for one that makes no sense.
+
+        Raises:
+            ServerError: too many failures, or one that will not pass.
+            RefusedError: the request itself is refused.
+        """
+
+        async def work(replica: Replica) -> T:
+            reply = await self.ask(replica, path, payload)
+            return read(reply) if read else reply  # type: ignore[return-value]
+
+        return await self.persist(work, of, branches)
+
+    async def persist(
+        self, work: Callable[[Replica], Coroutine[Any, Any, T]], of: Homed | None = None, branches: int = 1
+    ) -> T:
+        """`work` at one replica after the other, until one is good."""
+        began = time.monotonic()
+        failures = pauses = 0
+        while True:
+            replica = await self._ready(of, branches)
+            replica.begin()
+            replica.in_flight += branches
+            try:
+                found = await work(replica)
+            except RetryError as error:
+                if error.busy:
+                    replica.trying = False
+                    if time.monotonic() - began > self.timeout:
+                        raise ServerError(f"{error}; it was too busy for {self.timeout:g} s (timeout=)") from error
+                else:
+                    replica.failed()
+                    failures += 1
+                    if failures > self.max_retries:
+                        raise ServerError(
+                            f"{error}; given up after {failures} attempts (max_retries={self.max_retries})"
+                        ) from error
+                pauses += 1
+                if error.busy or not any(other.ready() for other in self.replicas if other is not replica):
+                    await asyncio.sleep(_pause(pauses, error.after))
+            except BaseException:
+                replica.trying = False
+                raise
+            else:
+                replica.succeeded()
+                return found
+            finally:
+                replica.in_flight -= branches
+
+    async def _ready(self, of: Homed | None, branches: int) -> Replica:
+        while True:
+            home = of.home if of else None
+            found = choose(self.replicas, home, branches, self.slots / len(self.replicas))
+            if found is not None:
+                if of is not None and (home is None or not home.ready()):
+                    of.home = found
+                return found
+            if all(replica.failures > self.max_retries for replica in self.replicas):
+                # Each request may have failed only now and then, and yet there is nobody left to ask.
+                worst = ", ".join(f"{r.root} failed {r.failures} times in a row" for r in self.replicas)
+                raise ServerError(f"{worst}; given up (max_retries={self.max_retries})")
+            await asyncio.sleep(TICK)
+
+    async def events(self, replica: Replica, path: str, payload: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
+        """A streamed reply's events, one attempt; closing it closes the connection."""
+        where = replica.root + path
+        async with self._open("POST", replica, path, payload) as response:
+            async for line in response.aiter_lines():
+                if not line.startswith("data:"):
+                    if line.startswith("{"):  # an error, which some servers send instead of a stream
+                        parse(line.encode(), where)
+                    continue
+                data = line[5:].strip()
+                if data == "[DONE]":
+                    return
+                yield parse(data.encode(), where)
+            raise RetryError(f"{where}: the stream broke off")
+
+
+def _pause(attempt: int, asked: float | None) -> float:
+    """Seconds before the next attempt: what the server asks for, or twice as many each time; with jitter, so that what was
+    refused together does not come back together."""
+    backoff = min(_LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(attempt - 1, 16))
+    if asked is not None:
+        return min(asked, _LONGEST_PAUSE) + backoff * random.uniform(0.0, 0.25)
+    return backoff * random.uniform(0.5, 1.0)

@@ -1,0 +1,159 @@
+"""Prompts for a server: tokenised by its own endpoint where it has one, with ordinary text kept ordinary."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from arts_plugin import chat
+from arts_plugin.backend import Message, Prompt
+from arts_plugin.errors import ModelError
+from arts_plugin.randomness import digest
+from arts_server.dialect import Dialect
+from arts_server.faults import RefusedError
+from arts_server.transport import Transport
+
+_LOOKS_SPECIAL = re.compile("<[^<>\\s]{1,40}>|\\[/?[A-Z_]{2,24}\\]|[\ue000\ue001]")
+"""What may be a special token in some vocabulary; whether it is one, the server is asked."""
+_NO_TEMPLATE = (
+    "the server does not apply its model's chat template to a prompt that is to be continued; give chat_template= a Jinja "
+    "file, or use chat=plain"
+)
+
+
+class ServerVocabulary:
+    """Turns texts and chats into prompts.
+
+    Args:
+        template: a Jinja file, in place of the server's own chat template.
+    """
+
+    def __init__(self, transport: Transport, dialect: Dialect, template: str | None) -> None:
+        self.transport, self.dialect = transport, dialect
+        self._special: dict[str, bool] = {}
+        self._own: str | None = None
+        if template is not None:
+            try:
+                self._own = Path(template).expanduser().read_text(encoding="utf-8")
+            except (OSError, UnicodeError) as error:
+                raise ModelError(f"chat_template={template} cannot be read: {error}") from error
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template, or a word for the server's own."""
+        if self._own is not None:
+            return self._own
+        return "the server's own" if self.dialect.tokenizer in {"vllm", "llama-server"} and self._serves_chats else None
+
+    @cached_property
+    def _serves_chats(self) -> bool:
+        """Whether the model behind the server has a chat template."""
+        try:
+            return bool(self._rendered([{"role": "user", "content": "a"}], True))
+        except ModelError:
+            return False
+
+    # Plain texts.
+    def encode(self, text: str) -> Prompt:
+        """A plain prompt: user text, with BOS if the model wants one."""
+        tokens = self.tokenize(text)
+        return Prompt(text, tuple([*self.bos, *tokens] if self.dialect.ids else tokens))
+
+    @cached_property
+    def bos(self) -> tuple[int, ...]:
+        """What the tokeniser puts before a text: BOS, or nothing."""
+        if not self.dialect.ids:
+            return ()
+        bare, whole = self._tokens("a", False), self._tokens("a", True)
+        return tuple(whole[: len(whole) - len(bare)]) if whole[-len(bare) :] == bare else ()
+
+    def tokenize(self, text: str) -> list[int]:
+        """Tokens of ordinary text, without BOS. Without token ids: stand-ins, made of the text's words."""
+        if not self.dialect.ids:
+            return stand_ins(re.findall(r"\s*\S+|\s+", text))
+        clean = text.encode("utf-8", "replace").decode()
+        tokens: list[int] = []
+        at = 0
+        for match in _LOOKS_SPECIAL.finditer(clean):
+            if self._is_special(match.group()):
+                # Cut in two, it is nobody's special token.
+                middle = match.start() + 1
+                tokens += self._tokens(clean[at:middle], False)
+                at = middle
+        return tokens + self._tokens(clean[at:], False)
+
+    def _is_special(self, text: str) -> bool:
+        if text not in self._special:
+            self._special[text] = len(text) > 1 and len(self._tokens(text, False)) == 1
+        return self._special[text]
+
+    def _tokens(self, text: str, special: bool) -> list[int]:
+        """As the server has it: special tokens in `text` count; `special` asks for BOS."""
+        if not text:
+            return []
+        body = {"model": self.dialect.model, "prompt": text, "content": text}
+        body |= {"add_special_tokens": special, "add_special": special}  # type: ignore[dict-item]
+        return [int(token) for token in self._ask("/tokenize", body, "tokens")]
+
+    def _ask(self, path: str, body: dict[str, Any], key: str) -> Any:
+        reply: dict[str, Any] = self.transport.do(self.transport.post(path, body))
+        if key not in reply:
+            raise ModelError(f"{path} answers without {key!r}: {reply!r:.200}")
+        return reply[key]
+
+    # Chats.
+    def encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool) -> Prompt:
+        """A chat in the model's template.
+
+        Raises:
+            ModelError: there is none, or it refuses the messages.
+        """
+        marks = {text for m in messages for text in _LOOKS_SPECIAL.findall(m["content"]) if self._hides(text)}
+        text, tokens = chat.encode(
+            messages,
+            chat.special_pattern(marks),
+            lambda safe: self._rendered(safe, add_generation_prompt),
+            lambda part, special: self._tokens(part, False) if special and self.dialect.ids else self.tokenize(part),
+        )
+        bos = list(self.bos)
+        if bos and tokens[: len(bos)] != bos:
+            tokens = [*bos, *tokens]
+        return Prompt(text, tuple(tokens), chat.last_user(messages))
+
+    def _hides(self, text: str) -> bool:
+        return self.dialect.ids and self._is_special(text)
+
+    def _rendered(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+        if self._own is not None:
+            try:
+                return chat.render(
+                    self._own, messages, bos_token="", eos_token="", add_generation_prompt=add_generation_prompt
+                )
+            except jinja2.TemplateError as error:
+                raise ModelError(f"the chat template failed: {type(error).__name__}: {error}") from error
+        said = list(messages)
+        try:
+            if self.dialect.tokenizer == "vllm":
+                body = {
+                    "model": self.dialect.model,
+                    "messages": said,
+                    "add_generation_prompt": add_generation_prompt,
+                    "add_special_tokens": False,
+                }
+                tokens = self._ask("/tokenize", body, "tokens")
+                return str(self._ask("/detokenize", {"model": self.dialect.model, "tokens": tokens}, "prompt"))
+            if self.dialect.tokenizer == "llama-server" and add_generation_prompt:
+                return str(self._ask("/apply-template", {"messages": said}, "prompt"))
+        except RefusedError as error:
+            raise ModelError(f"the server's chat template refuses: {error}") from error
+        raise ModelError(_NO_TEMPLATE)
+
+
+def stand_ins(texts: Sequence[str]) -> list[int]:
+    """Numbers that tell token texts apart where a server gives no ids: 31 bits of a digest of each."""
+    return [digest(text) & 0x7FFFFFFF for text in texts]

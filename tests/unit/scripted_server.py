@@ -1,0 +1,289 @@
+"""An OpenAI-compatible server without a model, which fails as it is told to.
+
+Its tokens are bytes. A trace has `STEPS` lines and an answer, all decided by the request's seed and the text so far, so that a
+run with failures must give the trees of a run without.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import numpy as np
+
+EOS = 256
+STEPS = 2
+N_EMBD = 8
+
+
+def state_of(ids: list[int]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """The hidden state after some tokens: a digest of them."""
+    data = hashlib.blake2b(repr(list(ids)).encode(), digest_size=4 * N_EMBD).digest()
+    return np.frombuffer(data, dtype="<u4").astype(np.float32) / 2.0**31
+
+
+class ScriptedServer:
+    """Serves on a free port of the loopback interface until `close`.
+
+    Args:
+        dialect: "vllm", which takes and gives token ids, or "text", which ignores `n` and cannot say why it stopped.
+        faults: what to do instead of answering, one completion request each; see `Handler.fail`.
+    """
+
+    def __init__(self, dialect: str = "vllm", model: str = "scripted", port: int = 0, normalise: bool = False) -> None:
+        self.dialect, self.model, self.normalise = dialect, model, normalise
+        self.faults: deque[str | None] = deque()
+        self.refuse: Callable[[str], bool] = lambda prompt: False
+        self.seen: list[dict[str, Any]] = []
+        self.keys: set[str | None] = set()
+        self.delay = 0.0
+        self.running = self.most = self.branches = self.abandoned = 0
+        self.lock = threading.Lock()
+        self._open: set[Any] = set()
+        handler = type("Bound", (Handler,), {"owner": self})
+        self._http = ThreadingHTTPServer(("127.0.0.1", port), handler)
+        self._http.daemon_threads = True
+        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    @property
+    def port(self) -> int:
+        return int(self._http.server_address[1])
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def kill(self) -> None:
+        """Go down as a process does that is killed: the port closes, and so does every connection."""
+        self._http.shutdown()
+        self._http.server_close()
+        with self.lock:
+            for connection in list(self._open):
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+
+    close = kill
+
+    @property
+    def completions(self) -> list[dict[str, Any]]:
+        """The completion requests that were answered, the probe's left out."""
+        return [body for body in self.seen if body.get("max_tokens") != 2]
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection."""
+
+    owner: ScriptedServer
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def log_message(self, *args: Any) -> None:
+        """Nothing: tests read what they want to know from the server."""
+
+    def setup(self) -> None:
+        super().setup()
+        with self.owner.lock:
+            self.owner._open.add(self.connection)
+
+    def finish(self) -> None:
+        with self.owner.lock:
+            self.owner._open.discard(self.connection)
+        with contextlib.suppress(OSError):
+            super().finish()
+
+    def do_GET(self) -> None:
+        self.owner.keys.add(self.headers.get("authorization"))
+        self.answer({"data": [{"id": self.owner.model, "owned_by": self.owner.dialect, **self.limits()}]})
+
+    def limits(self) -> dict[str, Any]:
+        return {"max_model_len": 4096} if self.owner.dialect == "vllm" else {}
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.owner.keys.add(self.headers.get("authorization"))
+        vllm = self.owner.dialect == "vllm"
+        if self.path == "/tokenize" and vllm:
+            text = body["prompt"] if "prompt" in body else self.chat(body["messages"])
+            self.answer({"tokens": list(text.encode()), "count": 0, "max_model_len": 4096})
+        elif self.path == "/detokenize" and vllm:
+            self.answer({"prompt": bytes(body["tokens"]).decode()})
+        elif self.path == "/v1/embeddings":
+            self.answer({"data": list(self.embeddings(body["input"]))})
+        elif self.path == "/v1/completions":
+            self.complete(body)
+        else:
+            self.answer({"detail": "Not Found"}, 404)
+
+    def chat(self, messages: list[dict[str, str]]) -> str:
+        return "".join(f"[{m['role']}] {m['content']}\n" for m in messages) + "[assistant] "
+
+    def embeddings(self, inputs: list[list[int]]) -> Iterator[dict[str, Any]]:
+        for index, ids in enumerate(inputs):
+            row = state_of(ids)
+            row = row / np.linalg.norm(row) if self.owner.normalise else row
+            yield {"index": index, "embedding": base64.b64encode(row.astype("<f4").tobytes()).decode()}
+
+    def answer(self, reply: Any, status: int = 200, **headers: str) -> None:
+        data = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
+        self.send_response(status)
+        for name, value in {"content-type": "application/json", "content-length": str(len(data)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data)
+
+    # Completions.
+    def complete(self, body: dict[str, Any]) -> None:
+        owner = self.owner
+        prompt = body["prompt"]
+        text = prompt if isinstance(prompt, str) else bytes(prompt).decode()
+        if body["model"] != owner.model:
+            self.answer({"error": {"message": f"no model {body['model']}", "code": 404}}, 404)
+            return
+        probing = body.get("max_tokens") == 2
+        with owner.lock:
+            fault = None if probing or not owner.faults else owner.faults.popleft()
+        if owner.refuse(text):
+            self.answer({"error": {"message": "this prompt is refused", "code": 400}}, 400)
+            return
+        n = body.get("n", 1) if owner.dialect == "vllm" else 1
+        with owner.lock:
+            owner.running += n
+            owner.most = max(owner.most, owner.running)
+        try:
+            time.sleep(0 if probing else owner.delay)
+            if fault is not None and self.fail(fault, body):
+                return
+            with owner.lock:
+                owner.seen.append(body)
+            self.reply(body, n, fault)
+        except (BrokenPipeError, ConnectionResetError):
+            with owner.lock:
+                owner.abandoned += 1
+        finally:
+            with owner.lock:
+                owner.running -= n
+
+    def reply(self, body: dict[str, Any], n: int, fault: str | None) -> None:
+        if body.get("stream"):
+            self.stream(body, fault)
+            return
+        choices = [self.choice(body, index) for index in range(n)]
+        if fault == "duplicate":
+            choices = [choices[0], *choices]
+        if fault == "no ids":
+            for choice in choices:
+                choice["token_ids"] = choice["token_ids"][:-1]
+        if fault == "nan":
+            choices[0]["logprobs"]["token_logprobs"][0] = None
+        usage = {"prompt_tokens": len(body["prompt"]), "prompt_tokens_details": {"cached_tokens": 3}}
+        self.answer({"choices": choices, "usage": usage})
+
+    def tokens(self, body: dict[str, Any], index: int) -> Iterator[int]:
+        """What the model says: lines that the seed decides, then an answer and the end."""
+        prompt = body["prompt"]
+        text = prompt if isinstance(prompt, str) else bytes(prompt).decode()
+        said = text.rsplit("[assistant] ", 1)[-1] if "[assistant] " in text else text.split("\n", 1)[-1]
+        lines = said.count("\n")
+        while lines < STEPS:
+            yield from f"line {lines} {(body.get('seed', 0) + index) % 97}\n".encode()[
+                len(said.split("\n")[-1].encode()) :
+            ]
+            said, lines = said + "\n", lines + 1
+        yield from f"The answer is {(body.get('seed', 0) + index) % 3}".encode()
+        yield EOS
+
+    def choice(self, body: dict[str, Any], index: int) -> dict[str, Any]:
+        ids: list[int] = []
+        finish, reason = "length", None
+        for token in self.tokens(body, index):
+            ids.append(token)
+            if token == EOS:
+                finish = "stop"
+                break
+            found = [stop for stop in body.get("stop", ()) if bytes(ids).decode().endswith(stop)]
+            if found:
+                finish, reason = "stop", found[0]
+                break
+            if len(ids) == body["max_tokens"]:
+                break
+        kept = bytes(token for token in ids if token != EOS).decode()
+        made: dict[str, Any] = {"index": index, "text": kept, "finish_reason": finish}
+        if self.owner.dialect == "vllm":
+            texts = ["<end>" if token == EOS else chr(token) for token in ids]
+            made["logprobs"] = {"tokens": texts, "token_logprobs": [-0.5] * len(ids)}
+            made |= {"token_ids": ids, "stop_reason": reason}
+            if "prompt_logprobs" in body:
+                made["prompt_logprobs"] = [None, *({str(t): {"logprob": -0.25, "rank": 1}} for t in body["prompt"][1:])]
+        return made
+
+    def stream(self, body: dict[str, Any], fault: str | None) -> None:
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.send_header("connection", "close")
+        self.end_headers()
+        self.close_connection = True
+        for count, token in enumerate(self.tokens(body, 0)):
+            if fault == "half stream" and count == 3:
+                self.wfile.write(b'data: {"choices": [{"te')
+                return
+            if fault == "cut stream" and count == 3:
+                return
+            last = token == EOS or count + 1 == body["max_tokens"]
+            choice: dict[str, Any] = {"index": 0, "text": "" if token == EOS else chr(token), "finish_reason": None}
+            if self.owner.dialect == "vllm":
+                choice["token_ids"] = [token]
+                choice["logprobs"] = {"tokens": ["<end>" if token == EOS else chr(token)], "token_logprobs": [-0.5]}
+            if last:
+                choice |= {"finish_reason": "stop" if token == EOS else "length", "stop_reason": None}
+            self.wfile.write(f"data: {json.dumps({'choices': [choice]})}\n\n".encode())
+            self.wfile.flush()
+            if last:
+                break
+            time.sleep(self.owner.delay)
+        self.wfile.write(b"data: [DONE]\n\n")
+
+    def fail(self, fault: str, body: dict[str, Any]) -> bool:
+        """Do what `fault` says; whether that was all."""
+        if fault.isdecimal():
+            self.answer({"error": {"message": f"fault {fault}"}}, int(fault), **{"retry-after": "0"})
+        elif fault == "garbage":
+            self.answer(b"<html>it works</html>")
+        elif fault == "half":
+            self.answer(b'{"choices": [{"text": "li')
+        elif fault == "list":
+            self.answer([1, 2])
+        elif fault == "error body":
+            self.answer({"error": {"message": "out of memory", "code": 500}})
+        elif fault == "no choices":
+            self.answer({"choices": []})
+        elif fault == "redirect":
+            self.answer({}, 307, location="http://127.0.0.1:9/v1/completions")
+        elif fault == "drop":
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+        elif fault == "short":  # the connection closes before the reply is whole
+            self.send_response(200)
+            self.send_header("content-length", "1000")
+            self.end_headers()
+            self.wfile.write(b'{"choices"')
+            self.close_connection = True
+        elif fault == "loris":
+            self.send_response(200)
+            self.send_header("content-length", "100000")
+            self.end_headers()
+            for _ in range(1000):
+                self.wfile.write(b" ")
+                self.wfile.flush()
+                time.sleep(0.05)
+        else:
+            return False
+        return True
