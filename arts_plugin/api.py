@@ -250,8 +250,7 @@ class Arts:
                     waiting[key] = [job]
                     yield job
 
-        driver = SearchDriver(self.backend, self.plugins, self.verifier, self._extractor)
-        self.driver = driver
+        driver = self.driver = self.new_driver()
         for event in driver.events(fresh()):
             yield from _emptied(kept)
             if event.kind == "finished":
@@ -263,6 +262,10 @@ class Arts:
             else:
                 yield event
         yield from _emptied(kept)
+
+    def new_driver(self, *, fair: bool = False) -> SearchDriver:
+        """What runs jobs on this proposer; see `arts_plugin.search.driver.SearchDriver`."""
+        return SearchDriver(self.backend, self.plugins, self.verifier, self._extractor, fair=fair)
 
     def _say(self, message: str) -> None:
         if message not in self._said:

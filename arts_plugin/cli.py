@@ -14,6 +14,7 @@ from arts_plugin.bench.commands import COMMANDS as BENCH_COMMANDS
 from arts_plugin.cli_options import given, settings_options
 from arts_plugin.errors import ArtsError
 from arts_plugin.report.commands import COMMANDS as REPORT_COMMANDS
+from arts_plugin.serve.commands import COMMANDS as SERVE_COMMANDS
 from arts_plugin.training.commands import COMMANDS as TRAINING_COMMANDS
 
 
@@ -136,7 +137,7 @@ def doctor(model: str | None, no_speed: bool) -> None:
     sys.exit(1 if worst > 1 else 0)
 
 
-for _command in (*TRAINING_COMMANDS, *REPORT_COMMANDS, *BENCH_COMMANDS):
+for _command in (*TRAINING_COMMANDS, *REPORT_COMMANDS, *BENCH_COMMANDS, *SERVE_COMMANDS):
     main.add_command(_command)
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Literal
 
 from arts_plugin.backend import Backend, StepResult
@@ -53,6 +54,8 @@ class SearchDriver:
     Args:
         verifier: scores states; None lets the mean token log-probability stand in.
         extractor: what finds answers for voting, for a job's settings.
+        fair: whether all jobs that are there are searched at once, each with its share of the slots, as people who wait
+            for their own answer want it. Otherwise the next is begun when slots would stand idle, which takes less memory.
     """
 
     def __init__(
@@ -61,12 +64,17 @@ class SearchDriver:
         plugins: Plugins,
         verifier: Verifier | None = None,
         extractor: Callable[[Settings], Extractor] | None = None,
+        *,
+        fair: bool = False,
     ) -> None:
         self.backend = backend
         self.plugins = plugins
         self.verifier: Verifier = verifier or LogprobScorer()
         self.extractor = extractor
+        self.fair = fair
         self.admission = Admission()
+        self._active: list[Search] = []
+        self._cancelled: SimpleQueue[Job] = SimpleQueue()
         self._flights: Flights = {}
         self._events: list[Event] = []
         self._warned: set[str] = set()
@@ -85,28 +93,54 @@ class SearchDriver:
         When the caller stops early or an exception passes through, what is in flight is cancelled.
         """
         queue = iter(jobs)
-        active: list[Search] = []
+        active = self._active = []
         try:
             while True:
                 for search in active:
                     self._launch(search)
-                while self.backend.n_active < self.backend.slots and (job := next(queue, None)) is not None:
+                while self._admits() and (job := next(queue, None)) is not None:
                     active.append(self._admit(job))
                     self._launch(active[-1])
                 if not active:
                     return
                 if self.backend.n_active:
                     self._deliver(self.backend.poll())
+                self._drop_cancelled()
                 ended = [search for search in active if search.over()]
                 if not ended and not self.backend.n_active:
                     ended = self._stalled(active)
                 for search in ended:
                     active.remove(search)
                     self._finish(search)
+                if self.fair and active:
+                    active.append(active.pop(0))  # who is asked first gets what is left over
                 yield from self._drain()
         finally:
             for search in active:
                 search.finish("cancelled", self._flights)
+            active.clear()
+
+    def cancel(self, job: Job) -> None:
+        """Have a running job ended, with what it has found so far, before the next token; one that is over stays as it is.
+        May be called from another thread."""
+        self._cancelled.put(job)
+
+    def growing(self, job: Job) -> set[int]:
+        """Ids of the nodes of a running job's tree from which it may still grow. Between events only."""
+        return next((search.growing(self._flights) for search in self._active if search.job is job), set())
+
+    def _drop_cancelled(self) -> None:
+        while not self._cancelled.empty():
+            job = self._cancelled.get()
+            for search in [search for search in self._active if search.job is job]:
+                self._active.remove(search)
+                self._note(search, search.finish("cancelled", self._flights))
+                self._events.append(Event("finished", search.job, search.tree))
+
+    def _admits(self) -> bool:
+        if self.fair:
+            return len(self._active) < self.backend.slots
+        return self.backend.n_active < self.backend.slots
 
     def _admit(self, job: Job) -> Search:
         stats = self.backend.stats
@@ -115,7 +149,11 @@ class SearchDriver:
         return Search(job, self.backend, self.plugins, self.verifier, extractor)
 
     def _launch(self, search: Search) -> None:
-        search.launch(self.backend.slots - self.backend.n_active, self._flights)
+        room = self.backend.slots - self.backend.n_active
+        if self.fair:
+            share = max(1, self.backend.slots // max(1, len(self._active)))
+            room = min(room, share - search.in_flight)
+        search.launch(room, self._flights)
 
     def _stalled(self, active: list[Search]) -> list[Search]:
         """Searches that have nothing in flight and ask for nothing: over, though their strategies do not say so."""

@@ -271,6 +271,15 @@ class Search:
         return limit is not None and limit - self.meter.spent < refill + 1
 
     @property
+    def in_flight(self) -> int:
+        """Proposals on their way."""
+        return self._in_flight
+
+    def growing(self, flights: Flights) -> set[int]:
+        """Ids of the nodes from which the tree may still grow."""
+        return set(self._states) | {flight.expansion.node for search, flight in flights.values() if search is self}
+
+    @property
     def elapsed(self) -> float:
         """Seconds since admission."""
         return time.perf_counter() - self.started

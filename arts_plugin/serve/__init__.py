@@ -1,0 +1,1 @@
+"""`arts serve`: an OpenAI-compatible endpoint that searches behind each request."""

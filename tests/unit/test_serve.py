@@ -1,0 +1,356 @@
+"""`arts serve` over real HTTP, with a scripted proposer behind it."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import uvicorn
+from scripted import ScriptedBackend, Step, random_script
+
+from arts_llama_cpp import plugin
+from arts_plugin.api import Arts
+from arts_plugin.plugins import Plugins
+from arts_plugin.search.driver import SearchDriver
+from arts_plugin.search.job import Job
+from arts_plugin.serve.app import App
+from arts_plugin.serve.decided import Teller, decided
+from arts_plugin.serve.protocol import Limits
+from arts_plugin.serve.service import Service
+from arts_plugin.settings import Settings
+
+SCRIPT = {
+    **random_script(3),
+    "one way": [Step("first\n", 1.0, "one way 2", 3)],
+    "one way 2": [Step("second\n", 1.0, "one way 3", 3)],
+    "one way 3": [Step("the answer is 3", 1.0, None, 4)],
+    "for ever": [Step("on and on\n", 1.0, "for ever", 2)],
+}
+
+
+class Served:
+    """A server, its backend, and clients of it."""
+
+    def __init__(self, backend: ScriptedBackend, service: Service, url: str) -> None:
+        self.backend, self.service, self.url = backend, service, url
+
+    def post(self, path: str = "/v1/chat/completions", **body: Any) -> httpx.Response:
+        headers = body.pop("headers", {})
+        return httpx.post(self.url + path, json=body, headers=headers, timeout=30)
+
+    def chat(self, question: str, **body: Any) -> httpx.Response:
+        return self.post(messages=[{"role": "user", "content": question}], **body)
+
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
+
+
+Serve = Callable[..., Served]
+
+
+@pytest.fixture
+def serve(plugins: Plugins) -> Iterator[Serve]:
+    """Starts servers, and stops them with nothing left behind."""
+    ends: list[Callable[[], None]] = []
+
+    def make(limits: Limits | None = None, key: str | None = None, slow: float = 0.0, **settings: Any) -> Served:
+        backend = ScriptedBackend(SCRIPT, slots=8, n_ctx=200, on_poll=lambda: time.sleep(slow))
+        if "llama_cpp" not in plugins.registrations("backend"):
+            plugins.register(plugin, "llama_cpp")  # whose name is the default; it is never made
+        defaults = {"verifier": "none", "slots": 8, "budget_trajectories": 4}
+        service = Service(Arts(registry=plugins, engine=backend, **{**defaults, **settings}))
+        service.start()
+        app = App(service, "scripted", limits or Limits(), key).asgi()
+        config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=1)
+        server = uvicorn.Server(config)
+        sock = config.bind_socket()
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
+        thread.start()
+
+        def end() -> None:
+            server.should_exit = True
+            thread.join(timeout=20)
+            assert not thread.is_alive()
+            assert not service._thread.is_alive()
+            assert not backend.live, "states were never dropped"
+
+        ends.append(end)
+        served = Served(backend, service, f"http://127.0.0.1:{sock.getsockname()[1]}")
+        _until(lambda: _healthy(served))
+        return served
+
+    yield make
+    for end in ends:
+        end()
+
+
+def _healthy(served: Served) -> bool:
+    try:
+        return httpx.get(f"{served.url}/health").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def _until(met: Callable[[], bool]) -> None:
+    for _ in range(400):
+        if met():
+            return
+        time.sleep(0.02)
+    raise AssertionError("it did not come about in eight seconds")
+
+
+def events(response: httpx.Response) -> list[Any]:
+    """The data of a stream's events; the last says that it is done."""
+    lines = [line[6:] for line in response.text.splitlines() if line.startswith("data: ")]
+    assert lines.pop() == "[DONE]"
+    return [json.loads(line) for line in lines]
+
+
+class TestAnswers:
+    """What a client gets."""
+
+    def test_whole(self, serve: Serve) -> None:
+        served = serve()
+        reply = served.chat("q", model="scripted").json()
+        (choice,) = reply["choices"]
+        assert reply["object"] == "chat.completion"
+        assert choice["message"]["role"] == "assistant"
+        assert choice["finish_reason"] == "stop"
+        assert reply["arts"]["finished"] == 4
+        assert reply["usage"]["completion_tokens"] == reply["arts"]["cost"]["decoded_tokens"] > 4
+        text = served.post("/v1/completions", prompt="q").json()
+        assert text["object"] == "text_completion"
+        assert text["choices"][0]["text"] == choice["message"]["content"]  # the same prompt, settings and seed
+
+    @pytest.mark.parametrize("strategy", ["arts", "greedy", "best_of_n", "beam", "smc"])
+    def test_streamed_is_what_is_answered_whole(self, strategy: str, serve: Serve) -> None:
+        served = serve()
+        own = {"strategy": strategy}
+        whole = served.chat("q", arts=own).json()
+        response = served.chat("q", arts=own, stream=True, stream_options={"include_usage": True})
+        assert response.headers["content-type"].startswith("text/event-stream")
+        first, *parts, last, closing = events(response)
+        assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+        said = "".join(part["choices"][0]["delta"]["content"] for part in parts)
+        assert said == whole["choices"][0]["message"]["content"]
+        assert last["choices"][0]["finish_reason"] == "stop"
+        assert last["arts"]["answer"] == whole["arts"]["answer"]
+        assert closing["choices"] == []
+        assert closing["usage"] == whole["usage"]
+        assert len({event["id"] for event in (first, *parts, last, closing)}) == 1
+
+    def test_steps_come_as_they_are_certain(self, serve: Serve) -> None:
+        served = serve(slow=0.05)
+        came: list[tuple[float, str]] = []
+        body = {"messages": [{"role": "user", "content": "one way"}], "stream": True, "arts": {"strategy": "greedy"}}
+        with httpx.stream("POST", f"{served.url}/v1/chat/completions", json=body, timeout=30) as response:
+            for line in response.iter_lines():
+                if line.startswith("data: {"):
+                    delta = json.loads(line[6:])["choices"][0]["delta"].get("content")
+                    if delta:
+                        came.append((time.monotonic(), delta))
+        assert [text for _, text in came] == ["first\n", "second\n", "the answer is 3"]
+        assert came[1][0] - came[0][0] > 0.08  # three tokens of a twentieth of a second lie between them
+        assert came[2][0] - came[1][0] > 0.08
+
+    def test_the_official_client(self, serve: Serve) -> None:
+        client = serve().client()
+        assert [model.id for model in client.models.list()] == ["scripted"]
+        assert client.models.retrieve("scripted").owned_by == "arts-plugin"
+        messages: Any = [{"role": "user", "content": "q"}]
+        whole = client.chat.completions.create(model="scripted", messages=messages, seed=5)
+        stream = client.chat.completions.create(model="scripted", messages=messages, seed=5, stream=True)
+        said = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+        assert said == whole.choices[0].message.content
+        assert client.completions.create(model="scripted", prompt="q", seed=5).choices[0].text == said
+        with pytest.raises(openai.BadRequestError, match="there is no model 'other'"):
+            client.chat.completions.create(model="other", messages=messages)
+        with pytest.raises(openai.NotFoundError):
+            client.models.retrieve("other")
+
+    def test_settings_of_a_request(self, serve: Serve) -> None:
+        served = serve()
+        own = {"strategy": "best_of_n", "budget_trajectories": 2, "select": "logprob"}
+        about = served.chat("q", arts=own).json()["arts"]
+        assert (about["strategy"], about["finished"], about["chosen_by"]) == ("best_of_n", 2, "logprob")
+        assert served.chat("q", temperature=0).json()["arts"]["strategy"] == "greedy"
+        short = served.chat("one way", max_tokens=4).json()
+        assert short["choices"][0]["finish_reason"] == "length"
+        parts = [{"type": "text", "text": "one "}, {"type": "text", "text": "way"}]
+        assert served.post(messages=[{"role": "user", "content": parts}]).json()["arts"]["answer"] == "3"
+
+
+def _ways(**body: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": "q"}], **body}
+
+
+class TestBadInput:
+    """Each is refused with its reason, and the server goes on."""
+
+    @pytest.mark.parametrize(
+        ("body", "said"),
+        [
+            (b"{", "no JSON"),
+            (b"[" * 100_000, "no JSON"),
+            (b"\xff\xfe", "no JSON"),
+            ([1], "no JSON object"),
+            ({}, "messages is a list"),
+            ({"messages": []}, "at least one"),
+            ({"messages": ["hi"]}, "role is one of"),
+            ({"messages": [{"role": "robot", "content": "q"}]}, "'robot'"),
+            ({"messages": [{"role": "user", "content": None}]}, "content is text"),
+            ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "images"),
+            (_ways(n=2), "n and best_of"),
+            (_ways(tools=[{"type": "function"}]), "tools cannot be called"),
+            (_ways(response_format={"type": "json_object"}), "constrained"),
+            (_ways(logprobs=True), "log-probabilities"),
+            (_ways(stream="yes"), "stream is true or false"),
+            (_ways(stop=[1]), "stop is a string"),
+            (_ways(temperature=-1), "temperature is -1"),
+            (_ways(temperature="hot"), "temperature is 'hot'"),
+            (_ways(max_tokens=-5), "max_gen_toks is -5"),
+            (_ways(arts=3), "arts is an object"),
+            (_ways(arts={"budget_trajectories": -1}), "budget_trajectories is -1"),
+            (_ways(arts={"budget_trajectories": 1e9}), "allows 256 at most"),
+            (_ways(arts={"budget_trajectories": None, "budget_tokens": 5}), "allows 256 at most"),
+            (_ways(arts={"budget_token": 3}), "did you mean 'budget_tokens'"),
+            (_ways(arts={"model": "/etc/passwd"}), "arts.model is the same for all"),
+            (_ways(arts={"trace": "/tmp/x"}), "arts.trace is the same for all"),
+            (_ways(arts={"strategy": "magic"}), "unknown strategy 'magic'"),
+            (_ways(messages=[{"role": "user", "content": "q" * 300}]), "300 tokens and the context 200"),
+        ],
+    )
+    def test_refused(self, body: Any, said: str, serve: Serve) -> None:
+        served = serve()
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        for more in ({}, {"stream": True}):
+            sent = json.dumps({**body, **more}).encode() if isinstance(body, dict) and "stream" not in body else data
+            response = httpx.post(f"{served.url}/v1/chat/completions", content=sent)
+            assert response.status_code == 400, response.text
+            assert said in response.json()["error"]["message"]
+        assert served.chat("one way").status_code == 200
+
+    def test_too_large(self, serve: Serve) -> None:
+        served = serve(limits=Limits(body=1000))
+        assert served.chat("q" * 1000).status_code == 413
+        many = (b"x" * 100 for _ in range(1000))
+        assert httpx.post(f"{served.url}/v1/chat/completions", content=many).status_code == 413
+
+    def test_other_paths(self, serve: Serve) -> None:
+        served = serve()
+        assert "error" in httpx.get(f"{served.url}/v1/nothing").json()
+        assert httpx.get(f"{served.url}/v1/chat/completions").status_code == 405
+
+    def test_a_key(self, serve: Serve) -> None:
+        served = serve(key="sk-right")
+        assert served.chat("q").status_code == 401
+        assert served.chat("q", headers={"authorization": "Bearer sk-wrong"}).status_code == 401
+        assert httpx.get(f"{served.url}/v1/models").status_code == 401
+        assert served.chat("one way", headers={"authorization": "Bearer sk-right"}).status_code == 200
+        assert httpx.get(f"{served.url}/health").status_code == 200
+
+    def test_rate(self, serve: Serve) -> None:
+        served = serve(limits=Limits(rate=2))
+        codes = [served.chat("one way").status_code for _ in range(3)]
+        assert codes == [200, 200, 429]
+
+
+class TestManyClients:
+    """Who waits, who leaves, and what becomes of the others."""
+
+    def test_a_hundred_at_once(self, serve: Serve) -> None:
+        served = serve(limits=Limits(waiting=100))
+        own = {"strategy": "best_of_n", "select": "logprob"}  # which finds the same in whatever order
+        alone = {seed: served.chat("q", seed=seed, arts=own).json()["choices"] for seed in range(5)}
+        assert len({str(choices) for choices in alone.values()}) > 1
+        with ThreadPoolExecutor(100) as pool:
+            replies = list(pool.map(lambda i: served.chat("q", seed=i % 5, arts=own), range(100)))
+        assert [reply.status_code for reply in replies] == [200] * 100
+        assert all(reply.json()["choices"] == alone[i % 5] for i, reply in enumerate(replies))
+
+    def test_one_too_many(self, serve: Serve) -> None:
+        served = serve(limits=Limits(waiting=2), slow=0.005, max_gen_toks=150)
+        with ThreadPoolExecutor(6) as pool:
+            replies = list(pool.map(lambda _: served.chat("for ever"), range(6)))
+        codes = sorted(reply.status_code for reply in replies)
+        assert codes[0] == 200
+        assert codes[-1] == 429
+        assert all("retry-after" in reply.headers for reply in replies if reply.status_code == 429)
+
+    def test_who_comes_late_with_little_does_not_wait_for_who_wants_much(self, serve: Serve) -> None:
+        served = serve(slow=0.002, max_gen_toks=150)
+        ended: list[str] = []
+
+        def ask(name: str, question: str, **own: Any) -> None:
+            assert served.chat(question, arts=own).status_code == 200
+            ended.append(name)
+
+        much = threading.Thread(
+            target=ask, args=("much", "for ever"), kwargs={"strategy": "best_of_n", "budget_trajectories": 64}
+        )
+        much.start()
+        _until(lambda: served.backend.n_active == 8)
+        ask("little", "one way", budget_trajectories=1)
+        much.join()
+        assert ended == ["little", "much"]
+
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_a_client_that_leaves(self, stream: bool, serve: Serve) -> None:
+        served = serve(slow=0.01, max_gen_toks=190, budget_trajectories=64)
+        body = json.dumps({**_ways(messages=[{"role": "user", "content": "for ever"}]), "stream": stream}).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+        with socket.create_connection(("127.0.0.1", int(served.url.rsplit(":", 1)[1]))) as client:
+            client.sendall(head + body)
+            _until(lambda: served.backend.n_active > 0)
+        _until(lambda: served.backend.n_active == 0)
+        assert httpx.get(f"{served.url}/health").json()["waiting"] == 0
+        assert served.chat("one way").status_code == 200
+
+    def test_an_engine_that_fails(self, serve: Serve) -> None:
+        served = serve(max_gen_toks=150)
+
+        def fail() -> None:
+            served.backend.on_poll = None
+            raise RuntimeError("the device is gone")
+
+        served.backend.on_poll = fail
+        reply = served.chat("for ever")
+        assert reply.status_code == 503
+        assert "the device is gone" in reply.json()["error"]["message"]
+        assert served.chat("one way").status_code == 200
+
+
+@contextmanager
+def _told(plugins: Plugins, job: Job, backend: ScriptedBackend) -> Iterator[tuple[list[str], Callable[[], str]]]:
+    driver = SearchDriver(backend, plugins)
+    teller, pieces, final = Teller(job.stops), [], []
+    for event in driver.events([job]):
+        if event.kind == "expanded":
+            pieces += list(teller.more(event.tree, driver.growing(event.job)))
+            assert decided(event.tree, driver.growing(event.job))[0] == 0
+        else:
+            before = len(pieces)
+            pieces += list(teller.rest(event.tree))
+            final.append((event.tree.text, before))
+    yield pieces, lambda: str(final[0][0])
+
+
+@pytest.mark.parametrize("strategy", ["arts", "adaptive", "beam", "dvts", "mcts", "smc", "best_of_n", "greedy"])
+def test_nothing_that_was_said_is_taken_back(strategy: str, plugins: Plugins) -> None:
+    """Over many scripts and orders of completion: the pieces make the chosen trajectory's text."""
+    for seed in range(25):
+        backend = ScriptedBackend(random_script(seed % 5, fan=1 + seed % 3), slots=4, jitter=0.4, order=seed)
+        settings = Settings.of(
+            strategy=strategy, budget_trajectories=3, budget_tokens=None if seed % 4 else 30, slots=4, seed=seed
+        )
+        with _told(plugins, Job(backend.encode("q"), settings), backend) as (pieces, text):
+            assert "".join(pieces) == text()
