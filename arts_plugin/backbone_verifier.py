@@ -114,10 +114,13 @@ class PathScore:
 
 
 def body_settings(card: Card, settings: Settings) -> Settings:
-    """The settings of a verifier's model, of those of the search that it serves: the revision is the proposer's."""
+    """The settings of a verifier's model, of those of the search that it serves: revision and adapter are the proposer's."""
     assert card.backbone is not None
     return settings.with_(
-        model=settings.verifier_model or card.backbone.source, revision=None, n_ctx=max(N_CTX, settings.n_ctx)
+        model=settings.verifier_model or card.backbone.source,
+        revision=None,
+        lora=None,
+        n_ctx=max(N_CTX, settings.n_ctx),
     )
 
 

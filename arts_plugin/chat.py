@@ -37,6 +37,12 @@ def render(template: str, messages: Sequence[dict[str, str]], **variables: Any) 
     return _compile(template).render(messages=list(messages), **variables)
 
 
+def options(enable_thinking: bool | None) -> dict[str, bool]:
+    """What a template is told beside the messages; nothing that was not asked for, for a template may test whether it
+    was."""
+    return {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+
+
 def last_user(messages: Sequence[Message]) -> str:
     """What the user said last."""
     return next((m["content"] for m in reversed(messages) if m.get("role") == "user"), "")

@@ -7,6 +7,7 @@ entry as an array: 7 s for a 0.5B model, where this takes a fraction of a second
 from __future__ import annotations
 
 import hashlib
+import re
 import struct
 from pathlib import Path
 from typing import BinaryIO
@@ -15,6 +16,7 @@ from arts_plugin.errors import ModelError
 
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _STRING, _ARRAY = 8, 9
+_SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 _ALIGNMENT, _NAME = b"general.alignment", b"general.name"
 
 
@@ -29,23 +31,47 @@ def check(path: Path) -> None:
     if path.is_dir():
         found = sorted(item.name for item in path.glob("*.gguf"))
         raise ModelError(f"{path} is a folder; name one file in it: {', '.join(found) or 'it holds no .gguf file'}")
+    part = _SPLIT.search(path.name)
+    if part and int(part[1]) != 1:
+        raise ModelError(f"{path.name} is part {int(part[1])} of a split model; give its first, {shards(path)[0].name}")
+    if missing := [shard.name for shard in shards(path) if not shard.exists()]:
+        raise ModelError(f"{path.name} is split, and beside it {', '.join(missing)} is not there")
     with path.open("rb") as file:
         magic = file.read(4)
     if magic != b"GGUF":
         raise ModelError(f"{path} is not a GGUF file: it begins with {magic!r}, not b'GGUF'")
 
 
+def shards(path: Path) -> list[Path]:
+    """All files of a model that was split (`NAME-00001-of-00003.gguf`); otherwise the one."""
+    part = _SPLIT.search(path.name)
+    if part is None:
+        return [path]
+    stem = path.name[: part.start()]
+    return [path.with_name(f"{stem}-{number:05}-of-{part[2]}.gguf") for number in range(1, int(part[2]) + 1)]
+
+
+def adapted_digest(digest: str, adapter: Path) -> str:
+    """The digest of weights under an adapter: of theirs and of the adapter's files."""
+    made = hashlib.sha256(digest.encode())
+    for file in sorted(adapter.glob("*.safetensors")) if adapter.is_dir() else [adapter]:
+        made.update(file.read_bytes())
+    return f"sha256:{made.hexdigest()}"
+
+
 def tensor_digest(path: Path) -> str:
-    """`sha256:` and the digest of the tensor data: the same for files that differ only in metadata.
+    """`sha256:` and the digest of the tensor data: the same for files that differ only in metadata, or in how they are
+    split.
 
     Raises:
         ModelError: the header is damaged.
     """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        file.seek(_data_offset(file, path))
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
+    for shard in shards(path):
+        with shard.open("rb") as file:
+            file.seek(_data_offset(file, shard))
+            while chunk := file.read(1 << 22):
+                digest.update(chunk)
     return f"sha256:{digest.hexdigest()}"
 
 

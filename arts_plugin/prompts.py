@@ -23,3 +23,10 @@ def encode(backend: Backend, text: str, chat: Chat) -> Prompt:
         message: Message = {"role": "user", "content": text}
         return backend.encode_chat([message])
     return backend.encode(f"{text}\n")
+
+
+def answer_of(text: str, think_end: str | None) -> str:
+    """The part of a trajectory that answers: what comes after its thinking, if that has ended."""
+    if not think_end or think_end not in text:
+        return text
+    return text.rpartition(think_end)[2].lstrip()

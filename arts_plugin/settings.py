@@ -46,6 +46,14 @@ class Settings:
         "`template` wraps a question in the model's chat template, `plain` does not, `auto` leaves it to lm-eval's "
         "--apply_chat_template for tasks and uses the template, if there is one, elsewhere.",
     )
+    enable_thinking: bool | None = _setting(
+        None, "For chat templates that know the word (Qwen3): whether the model thinks before it answers."
+    )
+    think_end_token: str | None = _setting(
+        None,
+        "What ends a model's thinking, `</think>` for example. Steps are found inside as well; lm-eval, the vote and the "
+        "clients of `arts serve` get what comes after it.",
+    )
     strategy: str = _setting(
         "arts",
         "Decoding strategy: arts, adaptive, beam, dvts, mcts, smc, best_of_n, self_consistency, greedy, or a plugin's.",
@@ -111,6 +119,14 @@ class Settings:
     n_threads: int | None = _setting(
         None, "Threads; default: half the logical CPUs, at least two where there are two.", low=1
     )
+    lora: str | None = _setting(
+        None,
+        "LoRA adapter on the proposer: a GGUF file for llama_cpp, a PEFT folder for hf; a server is asked by `model`.",
+    )
+    cache_type_k: str = _setting(
+        "f16", "llama.cpp: type of the KV cache's keys: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0 or iq4_nl."
+    )
+    cache_type_v: str = _setting("f16", "llama.cpp: type of its values; a quantised one needs flash attention.")
     n_gpu_layers: int = _setting(0, "Layers to offload in a GPU build of llama.cpp; -1 is all.", low=-1)
     main_gpu: int = _setting(0, "llama.cpp: the GPU that is used when the model is not split.", low=0)
     split_mode: int | None = _setting(None, "llama.cpp: 0 one GPU, 1 by layer, 2 by row.", low=0)
@@ -198,6 +214,8 @@ _RUNTIME = frozenset(
         "trace",
         "features",
         "n_threads",
+        "cache_type_k",
+        "cache_type_v",
         "n_gpu_layers",
         "main_gpu",
         "split_mode",
@@ -216,9 +234,17 @@ _RUNTIME = frozenset(
         "trust_remote_code",
     }
 )
-OF_THE_RUN = _RUNTIME | {"backend", "verifier", "verifier_model", "verifier_aggregate", "n_ctx"}
+OF_THE_RUN = _RUNTIME | {
+    "backend",
+    "lora",
+    "enable_thinking",
+    "verifier",
+    "verifier_model",
+    "verifier_aggregate",
+    "n_ctx",
+}
 """Settings of the engine and the verifier, which all searches of a run share."""
-_LATER = frozenset({"confidence"})
+_LATER = frozenset({"confidence", "enable_thinking", "think_end_token", "lora"})
 _FIELDS = {f.name: f for f in fields(Settings)}
 _HINTS = get_type_hints(Settings)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Self
 
+from arts_plugin.prompts import answer_of
 from arts_plugin.tree import ReasoningTree, Trajectory
 
 
@@ -39,9 +40,10 @@ class Answer(str):
 
     @classmethod
     def of(cls, tree: ReasoningTree, text: str | None = None, run: str | None = None) -> Answer:
-        """The answer of a tree; `text` replaces the chosen trajectory's."""
+        """The answer of a tree; `text` replaces the chosen trajectory's. Thinking is left out where the settings told its end."""
+        end = tree.meta.get("think_end")
         payload = {
-            "trajectories": [_plain(t, t.leaf == tree.chosen) for t in tree.trajectories()],
+            "trajectories": [_plain(t, t.leaf == tree.chosen, end) for t in tree.trajectories()],
             "cost": {name: getattr(tree.cost, name) for name in tree.cost.__slots__},
             "search": {
                 "strategy": tree.strategy,
@@ -53,13 +55,13 @@ class Answer(str):
                 "key": tree.meta.get("key"),
             },
         }
-        return cls(tree.text if text is None else text, payload)
+        return cls(answer_of(tree.text if text is None else text, end), payload)
 
 
-def _plain(trajectory: Trajectory, chosen: bool) -> dict[str, Any]:
+def _plain(trajectory: Trajectory, chosen: bool, think_end: str | None) -> dict[str, Any]:
     return {
         "leaf": trajectory.leaf,
-        "text": trajectory.text,
+        "text": answer_of(trajectory.text, think_end),
         "answer": trajectory.answer,
         "logprob": trajectory.logprob,
         "tokens": len(trajectory.token_ids),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from lm_eval.api.model import CacheHook, TemplateLM, hash_args
@@ -14,6 +15,7 @@ from arts_plugin.api import Arts
 from arts_plugin.backend import Message, Prompt
 from arts_plugin.errors import SettingsError, did_you_mean
 from arts_plugin.lm_eval.answer import Answer, handed_out
+from arts_plugin.lm_eval.ranks import Ranks, of_this_process
 from arts_plugin.lm_eval.requests import ChatPrompt, Request, read_gen_kwargs, said_once
 from arts_plugin.prompts import encode
 from arts_plugin.run import versions
@@ -47,7 +49,12 @@ class ArtsLM(TemplateLM):
 
     def __init__(self, **keywords: Any) -> None:
         super().__init__()
-        self.arts = Arts(_settings(keywords))
+        settings = _settings(keywords)
+        self._ranks = of_this_process()
+        if self._ranks is not None:
+            self._rank, self._world_size = self._ranks.rank, self._ranks.world_size
+            settings = _of_a_rank(settings, self._ranks)
+        self.arts = Arts(settings)
         self._show_logs()
         self.backend_engine = self.arts.backend
         self._said: set[str] = set()
@@ -79,6 +86,25 @@ class ArtsLM(TemplateLM):
             "arts_settings": self.arts.settings.shaping(),
             "arts_versions": versions(),
         }
+
+    # Several processes, each with its share of the questions.
+    @property
+    def device(self) -> Any:
+        """Where numbers are put that processes exchange."""
+        return self._ranks.device if self._ranks else "cpu"
+
+    def all_gather(self, tensor: Any) -> Any:
+        """The tensors of all processes."""
+        return self._ranks.all_gather(tensor) if self._ranks else tensor
+
+    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
+        """The objects of all processes, at `dst`."""
+        return self._ranks.gather_object(obj, dst) if self._ranks else [obj]
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self._ranks:
+            self._ranks.barrier()
 
     # Text.
     @property
@@ -184,7 +210,9 @@ class ArtsLM(TemplateLM):
         at = 0
         while at < len(requests):
             end = at + 1
-            while end < len(requests) and requests[end] is requests[at]:  # `repeats: N` gives one object N times
+            # `repeats: N` gives one object N times; one process of several gets its last request oftener, for even shares.
+            most = at + max(1, getattr(requests[at], "repeats", 1) or 1)
+            while end < min(most, len(requests)) and requests[end] is requests[at]:
                 end += 1
             context, gen_kwargs = requests[at].args
             repeats = end - at
@@ -295,6 +323,16 @@ def _of_the_host(given: dict[str, Any], added: dict[str, Any]) -> dict[str, Any]
     if batch_size != "1" and "slots" not in given:
         found["batch_size"] = batch_size
     return found
+
+
+def _of_a_rank(settings: Settings, ranks: Ranks) -> Settings:
+    """A GPU for each process of a machine, and a run folder for each."""
+    changes: dict[str, Any] = {}
+    if settings.backend == "hf" and settings.device in {None, "cuda"} and ranks.device.type == "cuda":
+        changes["device"] = f"cuda:{ranks.local}"
+    if settings.trace is not None:
+        changes["trace"] = str(Path(settings.trace) / f"rank-{ranks.rank}")
+    return settings.with_(changes)
 
 
 def _settings(keywords: dict[str, Any]) -> Settings:

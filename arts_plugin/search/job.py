@@ -11,6 +11,7 @@ from arts_plugin.backend import Backend, Generation, Prompt, Sampling, State, St
 from arts_plugin.errors import ArtsError, PromptTooLongError
 from arts_plugin.hookspecs import Extractor
 from arts_plugin.plugins import Plugins
+from arts_plugin.prompts import answer_of
 from arts_plugin.randomness import digest
 from arts_plugin.search.base import Expansion, Proposal, Strategy, Taken
 from arts_plugin.search.budget import Budget, TokenMeter, ended_by_clock
@@ -89,6 +90,8 @@ class Search:
             scorer=verifier.name,
             meta=dict(job.meta),
         )
+        if settings.think_end_token:
+            self.tree.meta["think_end"] = settings.think_end_token
         self.tree.nodes[0].token_ids = list(job.prompt.token_ids)
         self.tree.cost.prompt_tokens = len(job.prompt.token_ids)
         self.strategy: Strategy = plugins.make("strategy", settings.strategy, settings, self.tree)
@@ -226,7 +229,7 @@ class Search:
         if not result.terminal or self.extractor is None:
             return None
         try:
-            return self.extractor(self.view(result, flight).text)
+            return self.extractor(answer_of(self.view(result, flight).text, self.job.settings.think_end_token))
         except Exception as error:  # a plugin's extractor must not cost the question its tree
             self.tree.meta.setdefault("errors", []).append(f"extract: {error!r}")
             return None

@@ -142,10 +142,11 @@ class App:
     ) -> AsyncIterator[str]:
         try:
             yield _event(protocol.chunk(ask, self.model, None))
+            parting = protocol.Parting(ask.settings.think_end_token if ask.kind == "chat" else None)
             news: News | None = first
             while news is not None and news.kind in {"begun", "text"}:
-                if news.text:
-                    yield _event(protocol.chunk(ask, self.model, news.text))
+                for part, thinking in parting.feed(news.text):
+                    yield _event(protocol.chunk(ask, self.model, part, thinking=thinking))
                 while True:
                     try:
                         news = await _hear(request, heard, _BREATH)

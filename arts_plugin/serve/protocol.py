@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -201,8 +201,10 @@ def about(tree: ReasoningTree) -> dict[str, Any]:
 
 def answer(ask: Ask, model: str, tree: ReasoningTree) -> dict[str, Any]:
     """A whole reply."""
-    text = tree.text if tree.chosen is not None else ""
-    body: dict[str, Any] = {"message": {"role": "assistant", "content": text}} if ask.kind == "chat" else {"text": text}
+    body: dict[str, Any] = {"text": tree.text}
+    if ask.kind == "chat":
+        thinking, text = parted(tree.text, ask.settings.think_end_token)
+        body = {"message": {"role": "assistant", "content": text, **_thought(thinking)}}
     choice = {"index": 0, **body, "logprobs": None, "finish_reason": finish_reason(tree)}
     return {
         **_head(ask, model, "chat.completion" if ask.kind == "chat" else "text_completion"),
@@ -212,10 +214,47 @@ def answer(ask: Ask, model: str, tree: ReasoningTree) -> dict[str, Any]:
     }
 
 
-def chunk(ask: Ask, model: str, text: str | None, finish: str | None = None) -> dict[str, Any]:
+def parted(text: str, think_end: str | None) -> tuple[str, str]:
+    """(thinking, answer) of a trajectory; where its thinking never ended, all of it is."""
+    if not think_end:
+        return "", text
+    thinking, end, answer = text.partition(think_end)
+    return (thinking, answer.lstrip()) if end else (text, "")
+
+
+class Parting:
+    """The same for a stream: which pieces of a text are thinking, and which the answer."""
+
+    def __init__(self, think_end: str | None) -> None:
+        self._end, self._thinking, self._begun = think_end or "", bool(think_end), not think_end
+
+    def feed(self, text: str) -> Iterator[tuple[str, bool]]:
+        """(part, whether it is thinking) of the next piece."""
+        if self._thinking:
+            before, end, text = text.partition(self._end)
+            if before:
+                yield before, True
+            self._thinking = not end
+        if not self._begun:  # blank lines between the two belong to neither
+            text = text.lstrip()
+        if text:
+            self._begun = True
+            yield text, False
+
+
+def _thought(text: str) -> dict[str, str]:
+    """vLLM's field for a model's thinking, which clients know."""
+    return {"reasoning_content": text} if text else {}
+
+
+def chunk(
+    ask: Ask, model: str, text: str | None, finish: str | None = None, *, thinking: bool = False
+) -> dict[str, Any]:
     """A part of a streamed reply; `text` None opens it."""
     if ask.kind == "chat":
         delta = {"role": "assistant", "content": ""} if text is None else {"content": text} if text else {}
+        if text and thinking:
+            delta = _thought(text)
         body: dict[str, Any] = {"delta": delta}
     else:
         body = {"text": text or ""}

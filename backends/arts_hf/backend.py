@@ -16,7 +16,7 @@ from arts_hf.vocabulary import HfVocabulary
 from arts_plugin.backend import Message, ModelInfo, Prompt
 from arts_plugin.engine.engine import BranchEngine
 from arts_plugin.engine.runtime import default_threads
-from arts_plugin.gguf_file import model_name
+from arts_plugin.gguf_file import adapted_digest, model_name
 from arts_plugin.settings import Settings
 
 
@@ -56,9 +56,10 @@ class HfBackend(BranchEngine):
     def _begin(self, loaded: Loaded, settings: Settings, features: bool, generation_config: Any = None) -> None:
         self.source, self.network = loaded.source, loaded.model
         self.quantized = settings.quantize
+        self.lora = None if settings.lora is None else Path(settings.lora).expanduser()
         name = self.source.stem if self.source.suffix == ".gguf" else self.source.name
         ends = generation_config or getattr(self.network, "generation_config", None)
-        self.model = HfVocabulary(loaded.tokenizer, self.network.config, ends, name)
+        self.model = HfVocabulary(loaded.tokenizer, self.network.config, ends, name, settings.enable_thinking)
         runtime = HfRuntime(self.network, self.model, settings, features)
         super().__init__(runtime, runtime.slots)
 
@@ -97,6 +98,8 @@ class HfBackend(BranchEngine):
         if self._in_memory:
             return loading.digest_of(self.network)
         made = loading.digest(self.source)
+        if self.lora is not None:
+            made = adapted_digest(made, self.lora)
         return loading.rounded(made, self.quantized) if self.quantized else made
 
     def digest(self) -> str:

@@ -63,6 +63,10 @@ def load(settings: Settings, *, with_head: bool = True) -> Loaded:
         raise ModelError(f"{source} does not fit into the memory of {device} as {dtype}: {error}") from error
     except Exception as error:
         raise ModelError(f"transformers cannot load {source}: {type(error).__name__}: {error}") from error
+    if settings.lora is not None and with_head:
+        from arts_hf import backbone
+
+        model = backbone.adapted(model, Path(settings.lora).expanduser())
     return Loaded(model.eval(), tokenizer, source)
 
 

@@ -96,9 +96,6 @@ def load(folder: Path, card: Card, head: ValueHead, settings: Settings) -> HfVer
             f"verifier {card.name!r} was trained on {card.backbone.name} ({card.backbone.digest[:23]}...), and "
             f"{loaded.source} holds other weights ({found[:23]}...)"
         )
-    adapted = backbone.put_on(loaded.model, folder / backbone.ADAPTER)
-    # Merged into 16-bit weights, what an adapter adds would be rounded away.
-    exact = loaded.model.dtype == torch.float32
-    body = adapted.merge_and_unload() if exact else adapted.get_base_model()
+    body = backbone.adapted(loaded.model, folder / backbone.ADAPTER)
     vocabulary = HfVocabulary(loaded.tokenizer, body.config, body.generation_config, card.backbone.name)
     return HfVerifier(HfBody(HfRuntime(body.eval(), vocabulary, settings, features=True)), head, card)

@@ -53,8 +53,11 @@ class HfVocabulary:
         ModelError: the tokeniser is not a fast one.
     """
 
-    def __init__(self, tokenizer: Any, config: Any, generation_config: Any, name: str) -> None:
+    def __init__(
+        self, tokenizer: Any, config: Any, generation_config: Any, name: str, enable_thinking: bool | None = None
+    ) -> None:
         self.tokenizer, self.name = tokenizer, name
+        self._chat_options = chat.options(enable_thinking)
         if not getattr(tokenizer, "is_fast", False):
             raise ModelError(f"{name} has no fast tokeniser (tokenizer.json); convert it with transformers first")
         text = config.get_text_config()
@@ -166,6 +169,7 @@ class HfVocabulary:
                 bos_token=self.tokenizer.bos_token or "",
                 eos_token=self.tokenizer.eos_token or "",
                 add_generation_prompt=add_generation_prompt,
+                **self._chat_options,
             )
         except Exception as error:
             raise ModelError(f"the chat template of {self.name} failed: {type(error).__name__}: {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 
 from arts_llama_cpp.context import MAX_SEQUENCES, LlamaContext
 from arts_llama_cpp.model import LlamaModel
@@ -38,8 +39,13 @@ class LlamaCppBackend(BranchEngine):
         slots = settings.slots or fitting_slots(settings.n_ctx, settings.max_gen_toks, MAX_SLOTS)
         path = locate(settings.model)
         model = LlamaModel(path, settings)
+        self.lora = None if settings.lora is None else Path(settings.lora).expanduser()
         try:
+            if self.lora is not None:
+                gguf_file.check(self.lora)
             context = LlamaContext(model, settings, features)
+            if self.lora is not None:
+                context.apply_lora(self.lora)
         except BaseException:
             model.close()
             raise
@@ -53,7 +59,8 @@ class LlamaCppBackend(BranchEngine):
 
     @cached_property
     def _digest(self) -> str:
-        return gguf_file.tensor_digest(self.model.path)
+        digest = gguf_file.tensor_digest(self.model.path)
+        return digest if self.lora is None else gguf_file.adapted_digest(digest, self.lora)
 
     def digest(self) -> str:
         """SHA-256 of the tensor data: files that differ only in metadata have the same."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +17,15 @@ from arts_llama_cpp.model import LlamaModel
 from arts_plugin.backend import FloatArray, Sampling
 from arts_plugin.engine.kv import CacheFullError, KvCache, KvSequence
 from arts_plugin.engine.runtime import Draw, Row, default_threads
-from arts_plugin.errors import ArtsError, ModelError
+from arts_plugin.errors import ArtsError, ModelError, SettingsError
 from arts_plugin.sampling import log_normaliser, pick
 from arts_plugin.settings import Settings
 
+_CACHE_TYPES = {
+    **{"f32": 0, "f16": 1, "bf16": 30, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8},
+    "iq4_nl": 20,
+}
+"""ggml's numbers of the types that a KV cache may have."""
 MAX_SEQUENCES = 256  # llama.cpp's own limit
 
 
@@ -87,6 +94,8 @@ class LlamaContext:
         params.swa_full = True  # forks and refills need what a sliding window would have thrown away
         params.embeddings = features
         params.pooling_type = self.lib.LLAMA_POOLING_TYPE_NONE
+        params.type_k = _cache_type("cache_type_k", settings.cache_type_k)
+        params.type_v = _cache_type("cache_type_v", settings.cache_type_v)
         if settings.flash_attn is not None:
             params.flash_attn_type = int(settings.flash_attn)
         last_errors()
@@ -176,3 +185,23 @@ class LlamaContext:
             self.lib.llama_batch_free(self._batch)
             self.lib.llama_free(self.handle)
             self.handle = None
+
+    def apply_lora(self, file: Path) -> None:
+        """Switch an adapter on for all that is computed from now on.
+
+        Raises:
+            ModelError: it cannot be loaded, or belongs to another model.
+        """
+        last_errors()
+        adapter = self.lib.llama_adapter_lora_init(self.model.handle, str(file).encode())
+        if not adapter:
+            raise ModelError(f"llama.cpp cannot load {file}: {last_errors() or 'no reason given'}")
+        adapters = (self.lib.llama_adapter_lora_p_ctypes * 1)(adapter)
+        if self.lib.llama_set_adapters_lora(self.handle, adapters, 1, (ctypes.c_float * 1)(1.0)):
+            raise ModelError(f"llama.cpp does not apply {file}: {last_errors() or 'no reason given'}")
+
+
+def _cache_type(setting: str, name: str) -> int:
+    if name.lower() not in _CACHE_TYPES:
+        raise SettingsError(f"{setting} is {name!r}; it is one of {', '.join(_CACHE_TYPES)}")
+    return _CACHE_TYPES[name.lower()]

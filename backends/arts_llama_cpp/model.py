@@ -51,6 +51,7 @@ class LlamaModel:
         self.adds_bos: bool = self.lib.llama_vocab_get_add_bos(self.vocab) and self.bos >= 0
         template = self.lib.llama_model_chat_template(self.handle, None)
         self.chat_template: str | None = template.decode("utf-8", "replace") if template else None
+        self._chat_options = chat.options(settings.enable_thinking)
         self._pieces: dict[int, bytes] = {}
         self._buffer = ctypes.create_string_buffer(256)
         self._special: re.Pattern[str] | None = None
@@ -169,6 +170,7 @@ class LlamaModel:
                 bos_token=self._token_text(self.bos),
                 eos_token=self._token_text(self.lib.llama_vocab_eos(self.vocab)),
                 add_generation_prompt=add_generation_prompt,
+                **self._chat_options,
             )
         except Exception as error:
             raise ModelError(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from arts_llama_cpp.bindings import last_errors
 from arts_llama_cpp.context import LlamaContext
 from arts_llama_cpp.model import LlamaModel
 from arts_plugin import gguf_file
@@ -88,14 +86,10 @@ def load(folder: Path, card: Card, head: ValueHead, settings: Settings) -> Value
 
 def _adapted(model: LlamaModel, file: Path, settings: Settings) -> LlamaContext:
     """A context in which the adapter is on."""
-    lib = model.lib
-    last_errors()
-    adapter = lib.llama_adapter_lora_init(model.handle, str(file).encode())
-    if not adapter:
-        raise ModelError(f"llama.cpp cannot load {file}: {last_errors() or 'no reason given'}")
     context = LlamaContext(model, settings, features=True)
-    adapters = (lib.llama_adapter_lora_p_ctypes * 1)(adapter)
-    if lib.llama_set_adapters_lora(context.handle, adapters, 1, (ctypes.c_float * 1)(1.0)):
+    try:
+        context.apply_lora(file)
+    except BaseException:
         context.close()
-        raise ModelError(f"llama.cpp does not apply {file}: {last_errors() or 'no reason given'}")
+        raise
     return context

@@ -63,7 +63,9 @@ class ServerBackend:
             if features and settings.features_url is not None:
                 pooling = PoolingServer(self.transport.beside(addresses(settings.features_url)))
             self.pooling = pooling
-            self.vocabulary = ServerVocabulary(self.transport, self.dialect, settings.chat_template)
+            self.vocabulary = ServerVocabulary(
+                self.transport, self.dialect, settings.chat_template, settings.enable_thinking
+            )
             self.info = self._info(settings)
         except BaseException:
             self.transport.close()

@@ -33,8 +33,11 @@ class ServerVocabulary:
         template: a Jinja file, in place of the server's own chat template.
     """
 
-    def __init__(self, transport: Transport, dialect: Dialect, template: str | None) -> None:
+    def __init__(
+        self, transport: Transport, dialect: Dialect, template: str | None, enable_thinking: bool | None = None
+    ) -> None:
         self.transport, self.dialect = transport, dialect
+        self._chat_options = chat.options(enable_thinking)
         self._special: dict[str, bool] = {}
         self._own: str | None = None
         if template is not None:
@@ -132,7 +135,12 @@ class ServerVocabulary:
         if self._own is not None:
             try:
                 return chat.render(
-                    self._own, messages, bos_token="", eos_token="", add_generation_prompt=add_generation_prompt
+                    self._own,
+                    messages,
+                    bos_token="",
+                    eos_token="",
+                    add_generation_prompt=add_generation_prompt,
+                    **self._chat_options,
                 )
             except jinja2.TemplateError as error:
                 raise ModelError(f"the chat template failed: {type(error).__name__}: {error}") from error
@@ -144,11 +152,13 @@ class ServerVocabulary:
                     "messages": said,
                     "add_generation_prompt": add_generation_prompt,
                     "add_special_tokens": False,
+                    "chat_template_kwargs": self._chat_options,
                 }
                 tokens = self._ask("/tokenize", body, "tokens")
                 return str(self._ask("/detokenize", {"model": self.dialect.model, "tokens": tokens}, "prompt"))
             if self.dialect.tokenizer == "llama-server" and add_generation_prompt:
-                return str(self._ask("/apply-template", {"messages": said}, "prompt"))
+                body = {"messages": said, "chat_template_kwargs": self._chat_options}
+                return str(self._ask("/apply-template", body, "prompt"))
         except RefusedError as error:
             raise ModelError(f"the server's chat template refuses: {error}") from error
         raise ModelError(_NO_TEMPLATE)

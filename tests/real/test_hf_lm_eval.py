@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -157,3 +161,30 @@ def test_models_that_lack_something(folder: Path, tmp_path: Path) -> None:
     tokenizer = plain.model.tokenizer
     with pytest.raises(ModelError, match="has no language-model head"):
         HfBackend.of(transformers.AutoModel.from_config(config), tokenizer, Settings.of(n_ctx=64))
+
+
+def test_two_processes_share_the_questions(folder: Path, tmp_path: Path) -> None:
+    """lm-eval's data parallelism: the samples and the results of a single process, for an odd number of questions."""
+    arguments = f"backend=hf,model={folder},dtype=float32,device=cpu,n_ctx=1024,slots=4,strategy=best_of_n"
+    arguments += f",verifier=none,budget_trajectories=2,max_gen_toks=24,trace={tmp_path / 'trees'}"
+    options = ["--model", "arts", "--model_args", arguments, "--tasks", "arts_demo", "--limit", "3", "--log_samples"]
+    found = {}
+    for name, launcher in (
+        ("one", ["-m"]),
+        ("two", ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m"]),
+    ):
+        out = tmp_path / name
+        command = [sys.executable, *launcher, "lm_eval", *options, "--output_path", str(out)]
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        (samples,) = out.rglob("samples_*.jsonl")
+        (results,) = out.rglob("results_*.json")
+        rows = sorted((json.loads(line) for line in samples.read_text().splitlines()), key=lambda row: row["doc_id"])
+        found[name] = [(row["doc_id"], row["resps"]) for row in rows], json.loads(results.read_text())["results"]
+    assert [doc for doc, _ in found["two"][0]] == [0, 1, 2]
+    assert found["one"][0] == found["two"][0]
+    scores = [{k: v for k, v in side[1]["arts_demo"].items() if "acc" in k} for side in found.values()]
+    assert scores[0] == scores[1] != {}
+    trees = [len(file.read_text().splitlines()) for file in sorted((tmp_path / "trees").glob("rank-*/trees.jsonl"))]
+    assert trees == [2, 1]

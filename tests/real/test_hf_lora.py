@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from arts_plugin import Arts, checkpoint
 from arts_plugin.cli import main
 from arts_plugin.errors import ArtsError, ModelError
+from arts_plugin.plugins import plugins
 from arts_plugin.run import read_trees
 from arts_plugin.settings import Settings
 from arts_plugin.training.dataset import read_runs
@@ -139,6 +140,31 @@ def test_a_search_that_it_guides(exported: Path) -> None:
     assert tree.scorer == "rfm" and tree.select in {"flow", "weighted_vote"}
     assert len({node.log_flow for node in tree.nodes}) > 2
     assert tree.cost.verifier_tokens > 0
+
+
+def test_on_the_proposer(lora: Path, exported: Path) -> None:
+    """`lora=`: under either backend the adapter moves what the model thinks of a text, by about the same."""
+    context, continuation = "Question: What is 2 plus 3?\nAnswer:", " 2 plus 3 is 5."
+    moved = {}
+    for backend, adapter in (
+        ("llama_cpp", exported / checkpoint.GGUF_ADAPTER),
+        ("hf", (lora / checkpoint.HF_ADAPTER).parent),
+    ):
+        found = []
+        for more in ({}, {"lora": str(adapter)}):
+            settings = Settings.of(
+                backend=backend, model=smollm2(), n_ctx=512, slots=4, n_threads=THREADS, dtype="float32", **more
+            )
+            made = plugins().make("backend", backend, settings, features=False)
+            pair = made.encode(context).token_ids, made.encode(continuation).token_ids
+            found.append((made.loglikelihood([pair])[0][0], made.digest()))
+            made.close()
+        assert found[0][1] != found[1][1]
+        moved[backend] = found[1][0] - found[0][0]
+    assert abs(moved["hf"]) > 0.05, moved
+    assert moved["llama_cpp"] == pytest.approx(moved["hf"], abs=0.3 * abs(moved["hf"]) + 0.2)
+    with pytest.raises(ModelError, match=r"cannot load .*adapter|does not apply"):
+        plugins().make("backend", "llama_cpp", Settings.of(model=smollm2(), lora=smollm2(), n_ctx=512), features=False)
 
 
 def test_what_cannot_be_exported(lora: Path, tmp_path: Path) -> None:

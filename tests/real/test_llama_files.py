@@ -227,3 +227,69 @@ def test_every_end_of_generation_token_ends_the_trace(name: str, monkeypatch: py
             assert token not in trace.tokens
     finally:
         backend.close()
+
+
+# Split files, cache types, templates.
+def _split(path: str, folder: Path) -> Path:
+    """The same model in parts; the first of them."""
+    from gguf import GGUFReader, GGUFValueType, GGUFWriter
+
+    reader = GGUFReader(path)
+    writer = GGUFWriter(folder / "part.gguf", "llama", split_max_tensors=120)
+    for field in reader.fields.values():
+        if field.name.startswith("GGUF.") or field.name == "general.architecture":
+            continue
+        kind, *rest = field.types
+        value = field.contents()
+        writer.add_key_value(field.name, value, kind, rest[0] if kind == GGUFValueType.ARRAY else None)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return min(folder.glob("part-00001-of-*.gguf"))
+
+
+def test_a_split_model(tmp_path: Path, smol: LlamaCppBackend) -> None:
+    """It is loaded by its first part, decodes as the whole does, and has the same digest."""
+    first = _split(smollm2(), tmp_path)
+    parts = sorted(tmp_path.glob("part-*.gguf"))
+    assert len(parts) > 1
+    assert tensor_digest(first) == smol.digest()
+    made = make(str(first))
+    prompt = smol.encode("Question: What is 2 plus 3?\nAnswer:")
+    generation = Generation(Sampling(temperature=0.0), max_gen_toks=12)
+    assert run(made, prompt, generation)[0].tokens == run(smol, prompt, generation)[0].tokens
+    made.close()
+    with pytest.raises(ModelError, match=rf"is part 2 of a split model; give its first, {first.name}"):
+        make(str(parts[1]))
+    parts[1].unlink()
+    with pytest.raises(ModelError, match=rf"is split, and beside it {parts[1].name} is not there"):
+        make(str(first))
+
+
+def test_cache_types(smol: LlamaCppBackend) -> None:
+    """Eight bits for keys and values change little; an unknown type is named."""
+    made = make(smollm2(), cache_type_k="q8_0", cache_type_v="q8_0", flash_attn=True)
+    prompt = smol.encode("Question: What is 2 plus 3?\nAnswer:")
+    pairs = [(prompt.token_ids, smol.encode(" 2 plus 3 is 5.").token_ids)]
+    ((ours, _),), ((theirs, _),) = made.loglikelihood(pairs), smol.loglikelihood(pairs)
+    made.close()
+    assert ours == pytest.approx(theirs, abs=1.0)
+    assert ours != theirs
+    with pytest.raises(SettingsError, match="cache_type_k is 'q9'; it is one of f32, f16"):
+        make(smollm2(), cache_type_k="q9")
+
+
+def test_a_template_is_told_whether_to_think(smol: LlamaCppBackend) -> None:
+    """`enable_thinking` reaches the chat template; where it was not set, the template may test for that."""
+    template = (
+        "{{ messages[0].content }}{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
+    )
+    messages = [{"role": "user", "content": "hi"}]
+    for asked, expected in ((None, "hi"), (True, "hi"), (False, "hi<think></think>")):
+        made = make(smollm2(), enable_thinking=asked)
+        made.model.chat_template = template
+        assert made.encode_chat(messages).text == expected
+        made.close()
