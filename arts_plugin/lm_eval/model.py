@@ -50,7 +50,7 @@ class ArtsLM(TemplateLM):
     def __init__(self, **keywords: Any) -> None:
         super().__init__()
         settings = _settings(keywords)
-        self._ranks = of_this_process()
+        self._ranks = of_this_process(settings.device)
         if self._ranks is not None:
             self._rank, self._world_size = self._ranks.rank, self._ranks.world_size
             settings = _of_a_rank(settings, self._ranks)
@@ -210,12 +210,14 @@ class ArtsLM(TemplateLM):
         at = 0
         while at < len(requests):
             end = at + 1
-            # `repeats: N` gives one object N times; one process of several gets its last request oftener, for even shares.
-            most = at + max(1, getattr(requests[at], "repeats", 1) or 1)
-            while end < min(most, len(requests)) and requests[end] is requests[at]:
+            while end < len(requests) and requests[end] is requests[at]:  # `repeats: N` gives one object N times
                 end += 1
             context, gen_kwargs = requests[at].args
             repeats = end - at
+            if self.world_size > 1 and requests[at].repeats:
+                # lm-eval evens out the processes' shares with the last request once more, N times.
+                repeats = min(repeats, requests[at].repeats)
+                end = at + repeats
             if repeats > 1 and self._cached(gen_kwargs):
                 raise SettingsError(
                     f"repeats: {repeats} with --use_cache: lm-eval would hand out the last trajectory {repeats} times "

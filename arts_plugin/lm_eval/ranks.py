@@ -11,19 +11,24 @@ from arts_plugin.errors import SettingsError
 class Ranks:
     """This process among those of a launcher; accelerate makes their group.
 
+    Raises:
+        SettingsError: accelerate is not installed.
+
     Attributes:
         rank, world_size: which of how many.
         device: what lm-eval puts the numbers on that the processes exchange.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: str | None) -> None:
         try:
+            import torch
             from accelerate import Accelerator
         except ImportError as error:
             raise SettingsError(
                 "several processes were launched, which needs accelerate: pip install 'arts-plugin[hf]'"
             ) from error
-        self._accelerator = Accelerator()
+        # Without the word, accelerate takes several processes on a CPU for one each.
+        self._accelerator = Accelerator(cpu=device == "cpu" or not torch.cuda.is_available())
         self.rank: int = self._accelerator.process_index
         self.local: int = self._accelerator.local_process_index
         self.world_size: int = self._accelerator.num_processes
@@ -46,6 +51,6 @@ class Ranks:
         self._accelerator.wait_for_everyone()
 
 
-def of_this_process() -> Ranks | None:
-    """None where no launcher has started several."""
-    return Ranks() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+def of_this_process(device: str | None) -> Ranks | None:
+    """None where no launcher has started several; `device` is where they are to compute."""
+    return Ranks(device) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
