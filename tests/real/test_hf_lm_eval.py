@@ -165,8 +165,8 @@ def test_models_that_lack_something(folder: Path, tmp_path: Path) -> None:
 
 def test_two_processes_share_the_questions(folder: Path, tmp_path: Path) -> None:
     """lm-eval's data parallelism: the samples and the results of a single process, for an odd number of questions."""
-    arguments = f"backend=hf,model={folder},dtype=float32,device=cpu,n_threads=1,n_ctx=1024,slots=4,strategy=best_of_n"
-    arguments += f",verifier=none,budget_trajectories=2,max_gen_toks=24,trace={tmp_path / 'trees'}"
+    arguments = f"backend=hf,model={folder},dtype=float32,device=cpu,n_threads=1,n_ctx=1024,slots=4,strategy=greedy"
+    arguments += f",verifier=none,trace={tmp_path / 'trees'}"
     options = ["--model", "arts", "--model_args", arguments, "--tasks", "arts_demo", "--limit", "3", "--log_samples"]
     found = {}
     for name, launcher in (
