@@ -181,7 +181,8 @@ def test_two_processes_share_the_questions(folder: Path, tmp_path: Path) -> None
         (samples,) = out.rglob("samples_*.jsonl")
         (results,) = out.rglob("results_*.json")
         rows = sorted((json.loads(line) for line in samples.read_text().splitlines()), key=lambda row: row["doc_id"])
-        found[name] = [(row["doc_id"], row["resps"]) for row in rows], json.loads(results.read_text())["results"]
+        # lm-eval evens out the shares with a question asked again, whose answer it appends.
+        found[name] = [(row["doc_id"], row["resps"][0][0]) for row in rows], json.loads(results.read_text())["results"]
     assert [doc for doc, _ in found["two"][0]] == [0, 1, 2]
     assert found["one"][0] == found["two"][0]
     scores = [{k: v for k, v in side[1]["arts_demo"].items() if "acc" in k} for side in found.values()]
