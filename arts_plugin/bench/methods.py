@@ -12,7 +12,9 @@ from arts_plugin.settings import OF_THE_RUN, Settings
 
 GREEDY, SAMPLES = "greedy", "samples"
 _MANY = 64
-_BUDGETS = frozenset({"budget_trajectories", "budget_tokens", "budget_seconds", "budget_nodes"})
+_BUDGETS = frozenset({"budget_tokens", "budget_seconds", "budget_nodes"})
+_AS_WIDE = frozenset({"beam", "dvts", "smc"})
+"""Strategies that are as wide as their `budget_trajectories`: with that of the others they would spend all on one round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ def methods(searches: Sequence[str], traces: int, settings: Settings, registry: 
         name = " ".join([strategy, *rest])
         if any(method.name == name for method in found):
             raise SettingsError(f"--search {text} is there twice")
-        # Something must end a search; this is never in the way of the tokens.
-        most = {"budget_trajectories": _MANY * traces}
+        # Something must end a search; where it is not the width, this is never in the way of the tokens.
+        most = {"budget_trajectories": traces if strategy in _AS_WIDE else _MANY * traces}
         found.append(Method(name, {"strategy": strategy, **most, **changes}, matched=True))
     return found
