@@ -133,7 +133,7 @@ def test_methods() -> None:
     assert made[1].changes == {"strategy": "best_of_n", "budget_trajectories": 8}
     assert made[3].changes["width"] == "4" and made[3].matched and not made[1].matched
     # What is as wide as its budget of trajectories is as wide as the pool, unless it is said otherwise.
-    wide = methods(["smc", "dvts,budget_trajectories=4", "mcts"], 8, Settings(), registry)[2:]
+    wide = methods(["smc", "dvts,budget_trajectories=4", "mcts"], 8, Settings(), plugins())[2:]
     assert [int(method.changes["budget_trajectories"]) for method in wide] == [8, 4, 512]
 
 
