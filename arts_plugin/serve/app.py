@@ -8,12 +8,14 @@ import json
 import logging
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -35,10 +37,13 @@ class App:
     Args:
         model: the name under which it is served.
         key: what clients must send as `Authorization: Bearer`; None lets everybody in.
+        hosts: names by which it may be called; a page in a browser that has another name point here is turned away.
     """
 
-    def __init__(self, service: Service, model: str, limits: Limits, key: str | None) -> None:
-        self.service, self.model, self.limits, self._key = service, model, limits, key
+    def __init__(
+        self, service: Service, model: str, limits: Limits, key: str | None, hosts: Sequence[str] = ("*",)
+    ) -> None:
+        self.service, self.model, self.limits, self._key, self.hosts = service, model, limits, key, list(hosts)
         self._waiting = 0
         self._created = int(time.time())
         self._asked: OrderedDict[str, deque[float]] = OrderedDict()
@@ -52,7 +57,10 @@ class App:
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
             Route("/v1/completions", self.text, methods=["POST"]),
         ]
-        return Starlette(routes=routes, lifespan=self._life, exception_handlers={HTTPException: _plainly})
+        known = Middleware(TrustedHostMiddleware, allowed_hosts=self.hosts, www_redirect=False)
+        return Starlette(
+            routes=routes, middleware=[known], lifespan=self._life, exception_handlers={HTTPException: _plainly}
+        )
 
     @asynccontextmanager
     async def _life(self, app: Starlette) -> AsyncIterator[None]:

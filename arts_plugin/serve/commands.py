@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -81,14 +82,20 @@ def serve(
     click.echo("loading the model", err=True)
     service.start()
     model = name or service.arts.backend.info.name
+    hosts = ("localhost", "127.0.0.1", "[::1]", host) if _loopback(host) else ("*",)
     config = uvicorn.Config(
-        App(service, model, limits, key).asgi(), host=host, port=port, log_level="warning", timeout_graceful_shutdown=5
+        App(service, model, limits, key, hosts).asgi(),
+        host=host,
+        port=port,
+        log_level="warning",
+        timeout_graceful_shutdown=5,
     )
     server = uvicorn.Server(config)
     sockets = [config.bind_socket()]
     click.echo(f"serving {model} at http://{host}:{sockets[0].getsockname()[1]}/v1", err=True)
     try:
-        server.run(sockets=sockets)
+        with suppress(KeyboardInterrupt):  # which uvicorn hands on after it has stopped in good order
+            server.run(sockets=sockets)
     finally:
         service.stop()
 

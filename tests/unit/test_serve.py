@@ -69,7 +69,7 @@ def serve(plugins: Plugins) -> Iterator[Serve]:
         defaults = {"verifier": "none", "slots": 8, "budget_trajectories": 4}
         service = Service(Arts(registry=plugins, engine=backend, **{**defaults, **settings}))
         service.start()
-        app = App(service, "scripted", limits or Limits(), key).asgi()
+        app = App(service, "scripted", limits or Limits(), key, ("127.0.0.1", "localhost")).asgi()
         config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
         sock = config.bind_socket()
@@ -258,6 +258,12 @@ class TestBadInput:
         assert served.chat("one way", headers={"authorization": "Bearer sk-right"}).status_code == 200
         assert httpx.get(f"{served.url}/health").status_code == 200
 
+    def test_another_name(self, serve: Serve) -> None:
+        """A page that has its own name resolve to this machine reaches nothing."""
+        served = serve()
+        assert served.chat("one way", headers={"host": "evil.example"}).status_code == 400
+        assert served.chat("one way", headers={"host": "localhost:1"}).status_code == 200
+
     def test_rate(self, serve: Serve) -> None:
         served = serve(limits=Limits(rate=2))
         codes = [served.chat("one way").status_code for _ in range(3)]
@@ -307,7 +313,7 @@ class TestManyClients:
     def test_a_client_that_leaves(self, stream: bool, serve: Serve) -> None:
         served = serve(slow=0.01, max_gen_toks=190, budget_trajectories=64)
         body = json.dumps({**_ways(messages=[{"role": "user", "content": "for ever"}]), "stream": stream}).encode()
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n".encode()
         with socket.create_connection(("127.0.0.1", int(served.url.rsplit(":", 1)[1]))) as client:
             client.sendall(head + body)
             _until(lambda: served.backend.n_active > 0)
