@@ -148,7 +148,7 @@ class Settings:
     base_url: str | None = _setting(
         None,
         "server: address of an OpenAI-compatible engine, http://127.0.0.1:8000/v1 for example; replicas of one model are "
-        "separated by `;`. A key comes from the environment, as ARTS_API_KEY or OPENAI_API_KEY.",
+        "separated by `;`. A key comes from the environment, as ARTS_API_KEY.",
     )
     features_url: str | None = _setting(
         None,

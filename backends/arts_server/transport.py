@@ -19,8 +19,8 @@ from arts_server.faults import RetryError, ServerError, check_status, parse
 from arts_server.replicas import Replica, choose
 
 T = TypeVar("T")
-KEYS = ("ARTS_API_KEY", "OPENAI_API_KEY")
-"""Environment variables that may hold the key; the first that is set counts."""
+KEY = "ARTS_API_KEY"
+"""The environment variable with the servers' key. Not OPENAI_API_KEY, which is meant for another address."""
 LONGEST_REPLY = 1 << 28
 _CONNECT = 10.0
 FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
@@ -45,7 +45,7 @@ class Transport:
     def __init__(self, roots: Sequence[str], timeout: float, max_retries: int, slots: int) -> None:
         self.replicas = [Replica(root) for root in roots]
         self.timeout, self.max_retries, self.slots = timeout, max_retries, slots
-        key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
+        key = os.environ.get(KEY)
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
         self._client: httpx.AsyncClient | None = None
         self._loop = asyncio.new_event_loop()
