@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,11 @@ Message = dict[str, str]
 class Sampling:
     """How the next token is drawn: top-k, then top-p, then min-p, then temperature (llama.cpp's order).
 
-    `temperature` 0 is greedy. `seed` feeds the counter-based uniforms of `arts_plugin.randomness`.
+    `temperature` 0 is greedy. `seed` feeds the counter-based uniforms of `arts_plugin.randomness`. Before the filters,
+    `logit_bias` ((token, added to its logit), ...) and then the penalties act: `repetition_penalty` divides the positive
+    logits of tokens in the prompt and the trace, and multiplies negative ones (Keskar et al. 2019, CTRL);
+    `frequency_penalty` is taken off for each time that a token is in the trace, `presence_penalty` once. Log-probabilities
+    are the model's own all the same.
     """
 
     temperature: float = 0.6
@@ -32,6 +36,23 @@ class Sampling:
     top_k: int = 50
     min_p: float = 0.0
     seed: int = 0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+
+    @property
+    def shifts(self) -> bool:
+        """Whether logits are changed before the filters."""
+        return bool(self.logit_bias or self.repetition_penalty != 1 or self.frequency_penalty or self.presence_penalty)
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What a trace is made of, from its first token to its end: a GBNF grammar, or JSON by a JSON schema."""
+
+    kind: Literal["grammar", "json_schema"]
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +64,7 @@ class Generation:
         delimiter: what ends a step (a string, or `regex:PATTERN`).
         stops: strings that end a trace; searched in the whole trace, across steps.
         max_step_tokens, max_gen_toks: tokens of a step and of a trace, at most.
+        grammar: what traces must follow.
     """
 
     sampling: Sampling = field(default_factory=Sampling)
@@ -50,6 +72,7 @@ class Generation:
     stops: tuple[str, ...] = ()
     max_step_tokens: int = 256
     max_gen_toks: int = 512
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,8 @@ the settings leave no other way.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
@@ -14,6 +16,53 @@ from arts_plugin.backend import FloatArray, Sampling
 _BLOCK = 64
 _PREFILTER = 1024
 IntArray = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class Adjustment:
+    """What changes one row's logits before a token is drawn.
+
+    Attributes:
+        before: tokens of the prompt and the trace.
+        trace: those of the trace.
+        allowed: whether each token may be drawn, bool [vocabulary]; None: all may.
+    """
+
+    before: npt.NDArray[np.int32]
+    trace: npt.NDArray[np.int32]
+    allowed: npt.NDArray[np.bool_] | None = None
+
+
+def adjusted(row: FloatArray, sampling: Sampling, adjustment: Adjustment) -> FloatArray:
+    """A copy of logits [vocabulary] with biases, penalties and constraint applied, in this order (vLLM's)."""
+    made = row.copy()
+    for token, bias in sampling.logit_bias:
+        made[token] += bias
+    if sampling.repetition_penalty != 1:
+        seen = np.unique(adjustment.before)
+        values = made[seen]
+        made[seen] = np.where(values > 0, values / sampling.repetition_penalty, values * sampling.repetition_penalty)
+    if sampling.frequency_penalty or sampling.presence_penalty:
+        seen, counts = np.unique(adjustment.trace, return_counts=True)
+        made[seen] -= sampling.frequency_penalty * counts.astype(np.float32) + np.float32(sampling.presence_penalty)
+    if adjustment.allowed is not None:
+        made[~adjustment.allowed[: len(made)]] = -np.inf
+    return made
+
+
+def pick_adjusted(
+    row: FloatArray, sampling: Sampling, log_z: float, uniform: float, adjustment: Adjustment
+) -> tuple[int, float]:
+    """A token drawn from adjusted logits, and its log-probability under the model's own.
+
+    Args:
+        log_z: logsumexp of `row`.
+    """
+    changed = adjusted(row, sampling, adjustment)
+    if not np.isfinite(log_z) or not np.isfinite(changed.max()):
+        return 0, float("nan")  # the model's logits are invalid, or nothing may be drawn
+    token = pick(changed, sampling, float(log_normaliser(changed[None])[0]), uniform)
+    return token, float(row[token]) - log_z
 
 
 def log_normaliser(rows: FloatArray) -> npt.NDArray[np.float64]:

@@ -7,12 +7,15 @@ arrive as whatever the host made of them ("8", 8.0, "true", a literal backslash-
 from __future__ import annotations
 
 import codecs
+import json
 import re
 import types
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from arts_plugin.backend import Grammar
 from arts_plugin.errors import SettingsError, did_you_mean
 from arts_plugin.steps import Delimiter
 
@@ -111,6 +114,24 @@ class Settings:
     top_p: float = _setting(0.95, "Nucleus sampling; 1 is off.", above=0)
     top_k: int = _setting(50, "Sample among the k likeliest tokens; 0 is off.", low=0)
     min_p: float = _setting(0.0, "Drop tokens below this share of the likeliest one's probability; 0 is off.", low=0)
+    repetition_penalty: float = _setting(
+        1.0,
+        "Divides the positive logits of tokens in the prompt and the trace, and multiplies negative ones; 1 is off.",
+        above=0,
+    )
+    frequency_penalty: float = _setting(
+        0.0, "Taken off a token's logit for each time that it is in the trace. In process."
+    )
+    presence_penalty: float = _setting(0.0, "Taken off a token's logit if it is in the trace. In process.")
+    logit_bias: str | None = _setting(
+        None, "Added to the logits of tokens: `id:bias` pairs, separated by `;` (-100 forbids one, practically)."
+    )
+    grammar: str | None = _setting(
+        None,
+        "A GBNF grammar (llama.cpp's) that every trace follows: a file, or the grammar itself. In process; needs the "
+        "extra `grammar`.",
+    )
+    json_schema: str | None = _setting(None, "The same for JSON by a JSON schema: a file, or the schema itself.")
     seed: int = _setting(0, "Seed of every random choice.")
     delimiter: str = _setting("\n", "What ends a step: a string, or regex:PATTERN.")
     max_step_tokens: int = _setting(256, "Tokens per step, at most; a step cut here is still a state.", low=1)
@@ -195,6 +216,13 @@ class Settings:
         if all(budget is None for budget in budgets):
             raise SettingsError("no budget is set, so a search would never end; set budget_trajectories=8, for example")
         Delimiter(self.delimiter)
+        biases(self.logit_bias)
+        if self.grammar and self.json_schema:
+            raise SettingsError("grammar and json_schema are both set; a trace follows one of them")
+        if (grammar := grammar_of(self)) is not None:
+            from arts_plugin.engine.guides import compile_grammar
+
+            compile_grammar(grammar)
 
     def shaping(self) -> dict[str, Any]:
         """The settings that decide what a search finds, without those that say where and how fast it runs."""
@@ -244,7 +272,20 @@ OF_THE_RUN = _RUNTIME | {
     "n_ctx",
 }
 """Settings of the engine and the verifier, which all searches of a run share."""
-_LATER = frozenset({"confidence", "enable_thinking", "think_end_token", "lora"})
+_LATER = frozenset(
+    {
+        "confidence",
+        "enable_thinking",
+        "think_end_token",
+        "lora",
+        "repetition_penalty",
+        "frequency_penalty",
+        "presence_penalty",
+        "logit_bias",
+        "grammar",
+        "json_schema",
+    }
+)
 _FIELDS = {f.name: f for f in fields(Settings)}
 _HINTS = get_type_hints(Settings)
 
@@ -252,6 +293,47 @@ _HINTS = get_type_hints(Settings)
 def describe() -> list[tuple[str, Any, str]]:
     """(name, default, meaning) of every setting, in order: what help texts are made of."""
     return [(f.name, f.default, f.metadata["doc"]) for f in fields(Settings)]
+
+
+def biases(text: str | None) -> tuple[tuple[int, float], ...]:
+    """((token, bias), ...) of the setting `logit_bias`, by token.
+
+    Raises:
+        SettingsError: it cannot be read.
+    """
+    found: dict[int, float] = {}
+    for pair in filter(None, (part.strip() for part in (text or "").split(";"))):
+        token, _, bias = pair.partition(":")
+        if not _is_int(token) or int(token) < 0:
+            raise SettingsError(
+                f"logit_bias has {pair!r}; it takes `id:bias` pairs, separated by `;`, like 42:-100;7:2.5"
+            )
+        found[int(token)] = float(_number("logit_bias", bias, float))
+    return tuple(sorted(found.items()))
+
+
+def grammar_of(settings: Settings) -> Grammar | None:
+    """What traces must follow."""
+    if settings.grammar:
+        return Grammar("grammar", settings.grammar)
+    return Grammar("json_schema", settings.json_schema) if settings.json_schema else None
+
+
+def names_a_file(name: str, value: str) -> bool:
+    """Whether the value of `grammar` or `json_schema` is no text of its own."""
+    return ("::=" if name == "grammar" else "{") not in value
+
+
+def _inlined(name: str, value: str) -> str:
+    """The text of a grammar or schema, which may be given as a file: a run says itself what it followed."""
+    if not names_a_file(name, value):
+        return value
+    try:
+        return Path(value).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"{name} is {value!r:.200}: neither a file that can be read nor one itself ({error})"
+        ) from error
 
 
 def unescape(text: str) -> str:
@@ -278,6 +360,10 @@ def coerce(name: str, value: Any) -> Any:
         raise SettingsError(f"unknown setting {name!r}{did_you_mean(name, _FIELDS)}")
     if name == "verifier" and value is None:
         value = "none"  # what lm-eval and YAML made of the word
+    if name == "json_schema" and isinstance(value, dict):
+        value = json.dumps(value)
+    if name == "logit_bias" and isinstance(value, dict):
+        value = ";".join(f"{token}:{bias}" for token, bias in value.items())
     if name == "slots" and str(value).strip().lower() == "auto":
         return AUTO_SLOTS
     hint = _HINTS[name]
@@ -320,6 +406,8 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
         return word in _TRUE
     if kind is str:
         # lm-eval reads `007` as 7 and `1e3` as a float: a string setting takes what is left.
+        if name in {"grammar", "json_schema"}:
+            return _inlined(name, str(value))
         return unescape(str(value)) if name == "delimiter" else str(value)
     return _number(name, value, kind)
 

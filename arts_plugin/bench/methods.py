@@ -8,12 +8,12 @@ from typing import Any
 
 from arts_plugin.errors import SettingsError, unknown_name
 from arts_plugin.plugins import Plugins
-from arts_plugin.settings import OF_THE_RUN, Settings
+from arts_plugin.settings import AUTO_SLOTS, OF_THE_RUN, Settings
 
 GREEDY, SAMPLES = "greedy", "samples"
 _MANY = 64
 _BUDGETS = frozenset({"budget_tokens", "budget_seconds", "budget_nodes"})
-_AS_WIDE = frozenset({"beam", "dvts", "smc"})
+_AS_WIDE = frozenset({"beam", "dvts", "self_consistency", "smc"})
 """Strategies that are as wide as their `budget_trajectories`: with that of the others they would spend all on one round."""
 
 
@@ -67,5 +67,7 @@ def methods(searches: Sequence[str], traces: int, settings: Settings, registry: 
             raise SettingsError(f"--search {text} is there twice")
         # Something must end a search; where it is not the width, this is never in the way of the tokens.
         most = {"budget_trajectories": traces if strategy in _AS_WIDE else _MANY * traces}
-        found.append(Method(name, {"strategy": strategy, **most, **changes}, matched=True))
+        # A root as wide as all branches of all questions would be all that the tokens buy.
+        width = {"slots": min(settings.slots, traces) if settings.slots != AUTO_SLOTS else traces}
+        found.append(Method(name, {"strategy": strategy, **most, **width, **changes}, matched=True))
     return found

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from arts_plugin.backend import FloatArray, StepResult
 from arts_plugin.engine.runtime import Draw, NextTokens
 from arts_plugin.engine.states import BranchState, Point, point_of, run_of, scanner_of
+from arts_plugin.sampling import Adjustment
 from arts_plugin.steps import StepEnd
 from arts_plugin.tree import StopReason
 
@@ -20,6 +24,21 @@ def position(state: BranchState) -> int:
     return len(run_of(state).tokens) - point_of(state).question.n_prompt
 
 
+def adjustments(states: Sequence[BranchState]) -> list[Adjustment]:
+    """What changes the logits of running branches of alike questions: nothing (an empty list), or something for each."""
+    if not states:
+        return []
+    generation = point_of(states[0]).question.generation
+    if not generation.sampling.shifts and generation.grammar is None:
+        return []
+    found = []
+    for state in states:
+        run, before = run_of(state), point_of(state).question.n_prompt
+        tokens = np.array(run.tokens, dtype=np.int32)
+        found.append(Adjustment(tokens, tokens[before:], run.guide.allowed() if run.guide else None))
+    return found
+
+
 def take(engine: BranchEngine, state: BranchState, drawn: Draw) -> StepResult | None:
     """Go on with the token that was drawn for a running branch; the result if that ends its trace.
 
@@ -28,7 +47,8 @@ def take(engine: BranchEngine, state: BranchState, drawn: Draw) -> StepResult | 
     run, question = run_of(state), point_of(state).question
     token, logprob = drawn
     if not math.isfinite(logprob):
-        return _finish(engine, state, "error", error=f"the model gave invalid logits at token {position(state)}")
+        problem = (run.guide and run.guide.problem) or f"the model gave invalid logits at token {position(state)}"
+        return _finish(engine, state, "error", error=problem)
     run.decoded += 1
     engine.stats.decoded_tokens += 1
     if token in engine.vocabulary.eog:
@@ -37,6 +57,8 @@ def take(engine: BranchEngine, state: BranchState, drawn: Draw) -> StepResult | 
     run.tokens.append(token)
     run.step.append(token)
     run.logprobs.append(logprob)
+    if run.guide:
+        run.guide.take(token)
     end = scanner_of(run).push(engine.vocabulary.piece(token))
     if end and end.reason == "stop":
         return _finish(engine, state, "stop", end=end)
@@ -59,7 +81,7 @@ def close(engine: BranchEngine, state: BranchState, following: NextTokens) -> St
     text = scanner.text
     scanner.begin_step()
     tail = run.hidden[-scanner.tail_tokens - 1 :]
-    point = Point(point_of(state).question, run.tokens, scanner, run.sequence, following, tail)
+    point = Point(point_of(state).question, run.tokens, scanner, run.sequence, following, tail, guide=run.guide)
     engine.points.append(point)
     run.sequence = None
     return _report(engine, state, text, len(run.step), reason, point, tail)
@@ -73,13 +95,15 @@ def finish_short(engine: BranchEngine, state: BranchState) -> StepResult:
         before.waiting -= 1
         return _report(engine, state, "", 0, "length", before, before.tail)
     kept = len(run.step) - 1
-    scanner = before.scanner.fork()
+    scanner, guide = before.scanner.fork(), before.guide and before.guide.fork()
     for token in run.step[:kept]:
         scanner.push(engine.vocabulary.piece(token))
+        if guide:
+            guide.take(token)
     text = scanner.text
     scanner.begin_step()
     tail = run.hidden[-scanner.tail_tokens - 1 :]
-    point = Point(before.question, run.tokens[:-1], scanner, tail=tail)
+    point = Point(before.question, run.tokens[:-1], scanner, tail=tail, guide=guide)
     return _report(engine, state, text, kept, "length", point, tail)
 
 

@@ -14,14 +14,15 @@ from collections import deque
 from collections.abc import Sequence
 
 from arts_plugin.backend import EngineStats, FloatArray, Generation, OpenCost, Prompt, Sampling, StepResult
-from arts_plugin.engine.ends import close, finish_short, position, take
+from arts_plugin.engine.ends import adjustments, close, finish_short, position, take
+from arts_plugin.engine.guides import Guides
 from arts_plugin.engine.hidden import tree_features
 from arts_plugin.engine.kv import CacheFullError, KvSequence
 from arts_plugin.engine.likelihood import loglikelihood
 from arts_plugin.engine.room import make_room
 from arts_plugin.engine.runtime import Draw, NextTokens, Row, Runtime
 from arts_plugin.engine.states import BranchState, Point, Question, Run, held, point_of, run_of
-from arts_plugin.errors import ArtsError, PromptTooLongError
+from arts_plugin.errors import ArtsError, PromptTooLongError, SettingsError
 from arts_plugin.randomness import branch_key, mix, uniform
 from arts_plugin.steps import Delimiter, StepScanner
 
@@ -35,6 +36,7 @@ class BranchEngine:
     def __init__(self, runtime: Runtime, slots: int) -> None:
         self.runtime, self.kv, self.slots = runtime, runtime.kv, slots
         self.vocabulary = runtime.model
+        self.guides = Guides(runtime.model)
         self.stats = EngineStats(slots=slots)
         self.n_ctx = min(self.kv.n_cells, self.vocabulary.n_ctx_train)
         self.queue: deque[BranchState] = deque()
@@ -57,7 +59,11 @@ class BranchEngine:
         delimiter = Delimiter(generation.delimiter)
         limit = min(self.n_ctx, n_prompt + generation.max_gen_toks)
         question = Question(generation, delimiter, n_prompt, limit)
-        point = Point(question, array("i", prompt.token_ids), StepScanner(delimiter, generation.stops))
+        if odd := [token for token, _ in generation.sampling.logit_bias if token >= self.vocabulary.n_vocab]:
+            raise SettingsError(f"logit_bias names token {odd[0]}; the vocabulary has {self.vocabulary.n_vocab}")
+        scanner = StepScanner(delimiter, generation.stops)
+        guide = self.guides.start(generation.grammar)
+        point = Point(question, array("i", prompt.token_ids), scanner, guide=guide)
         return BranchState(point, branch_key(generation.sampling.seed, problem))
 
     def open_cost(self, state: BranchState) -> OpenCost:
@@ -157,11 +163,13 @@ class BranchEngine:
         run.sequence = self._sequence_from(point)
         run.started, run.tokens = True, point.tokens[:]
         run.scanner, run.hidden = point.scanner.fork(), list(point.tail)
+        run.guide = point.guide and point.guide.fork()
         following, sampling = point.next, point.question.generation.sampling
         self._leave(point)
         self.running.append(state)
         if following is not None:
-            (drawn,) = following.draw([0], sampling, [uniform(state.key, position(state))])
+            uniforms = [uniform(state.key, position(state))]
+            (drawn,) = following.draw([0], sampling, uniforms, adjustments([state]))
             self._collect(take(self, state, drawn), results)
         return True
 
@@ -298,15 +306,17 @@ class BranchEngine:
 
     def _draw(self, following: NextTokens, branches: list[BranchState], first: int) -> dict[int, Draw]:
         """By row, the next tokens of the branches that are not closing: at once for all that sample alike."""
-        alike: dict[Sampling, list[tuple[int, BranchState]]] = {}
+        alike: dict[tuple[Sampling, bool], list[tuple[int, BranchState]]] = {}
         for row, state in enumerate(branches, first):
             if not run_of(state).closing:
-                alike.setdefault(point_of(state).question.generation.sampling, []).append((row, state))
+                generation = point_of(state).question.generation
+                alike.setdefault((generation.sampling, generation.grammar is None), []).append((row, state))
         drawn: dict[int, Draw] = {}
-        for sampling, members in alike.items():
+        for (sampling, _), members in alike.items():
             rows = [row for row, _ in members]
             uniforms = [uniform(state.key, position(state)) for _, state in members]
-            drawn.update(zip(rows, following.draw(rows, sampling, uniforms), strict=True))
+            changes = adjustments([state for _, state in members])
+            drawn.update(zip(rows, following.draw(rows, sampling, uniforms, changes), strict=True))
         return drawn
 
     def _collect(self, ended: StepResult | None, results: list[StepResult]) -> None:

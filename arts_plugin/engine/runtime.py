@@ -12,6 +12,7 @@ from typing import Protocol
 
 from arts_plugin.backend import FloatArray, Sampling
 from arts_plugin.engine.kv import KvCache, KvSequence
+from arts_plugin.sampling import Adjustment
 
 Draw = tuple[int, float]
 """A token and its untempered log-probability, which is not finite if the model's logits were invalid."""
@@ -49,8 +50,17 @@ class NextTokens(Protocol):
         """Post-norm hidden states, float32 [n_rows, n_embd]; None if they were not asked for."""
         ...
 
-    def draw(self, rows: Sequence[int], sampling: Sampling, uniforms: Sequence[float]) -> list[Draw]:
-        """A token for each of `rows`, at the given uniform of the inverse CDF of what `sampling` leaves."""
+    def draw(
+        self,
+        rows: Sequence[int],
+        sampling: Sampling,
+        uniforms: Sequence[float],
+        adjustments: Sequence[Adjustment] = (),
+    ) -> list[Draw]:
+        """A token for each of `rows`, at the given uniform of the inverse CDF of what `sampling` leaves.
+
+        `adjustments`, if there are any, is one a row; see `arts_plugin.sampling.pick_adjusted`.
+        """
         ...
 
     def keep(self, row: int) -> NextTokens:
@@ -61,6 +71,7 @@ class NextTokens(Protocol):
 class Vocabulary(Protocol):
     """What the engine must know of a model."""
 
+    n_vocab: int
     n_embd: int
     n_ctx_train: int
 

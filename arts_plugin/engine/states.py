@@ -7,6 +7,7 @@ from array import array
 from dataclasses import dataclass, field
 
 from arts_plugin.backend import FloatArray, Generation
+from arts_plugin.engine.guides import Guide
 from arts_plugin.engine.kv import KvSequence
 from arts_plugin.engine.runtime import NextTokens
 from arts_plugin.errors import ArtsError
@@ -38,6 +39,7 @@ class Point:
         tokens: prompt and trace so far, all of them.
         next: the distribution of the next token.
         tail: hidden states at the last tokens, newest last: as far back as a stop string could reach, and one more.
+        guide: where the trace stands in its grammar, if it has one.
     """
 
     question: Question
@@ -50,6 +52,7 @@ class Point:
     waiting: int = 0
     priming: bool = False
     priority: float = math.inf
+    guide: Guide | None = None
 
     @property
     def ready(self) -> bool:
@@ -111,6 +114,7 @@ class Run:
     closing: tuple[StopReason, bool] | None = None
     decoded: int = 0
     refilled: int = 0
+    guide: Guide | None = None
 
     def left(self) -> float:
         """Tokens that it may still cost."""

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from arts_plugin.backend import Backend, Generation, Prompt, Sampling, State, StepResult
-from arts_plugin.errors import ArtsError, PromptTooLongError
+from arts_plugin.errors import ArtsError, PromptTooLongError, SettingsError
 from arts_plugin.hookspecs import Extractor
 from arts_plugin.plugins import Plugins
 from arts_plugin.prompts import answer_of
@@ -16,7 +16,7 @@ from arts_plugin.randomness import digest
 from arts_plugin.search.base import Expansion, Proposal, Strategy, Taken
 from arts_plugin.search.budget import Budget, TokenMeter, ended_by_clock
 from arts_plugin.search.select import default_rule, select
-from arts_plugin.settings import Settings
+from arts_plugin.settings import Settings, biases, grammar_of
 from arts_plugin.tree import EndedBy, Node, ReasoningTree
 from arts_plugin.verifier import StateView, Verifier
 
@@ -39,8 +39,12 @@ class Job:
             top_k=s.top_k,
             min_p=s.min_p,
             seed=s.seed,
+            logit_bias=biases(s.logit_bias),
+            repetition_penalty=s.repetition_penalty,
+            frequency_penalty=s.frequency_penalty,
+            presence_penalty=s.presence_penalty,
         )
-        return Generation(sampling, s.delimiter, self.stops, s.max_step_tokens, s.max_gen_toks)
+        return Generation(sampling, s.delimiter, self.stops, s.max_step_tokens, s.max_gen_toks, grammar_of(s))
 
     def key(self) -> str:
         """What identifies the job in a run folder: the prompt, where it stops, and the settings that shape its tree."""
@@ -51,7 +55,17 @@ class Job:
         of the same question begins with the smaller one's draws."""
         generation = asdict(self.generation())
         del generation["sampling"]["seed"]
+        # What came with a later version does not count at its default: trees of earlier ones stay what they were.
+        for name in _LATER:
+            if generation["sampling"][name] == getattr(_PLAIN, name):
+                del generation["sampling"][name]
+        if generation["grammar"] is None:
+            del generation["grammar"]
         return digest(list(self.prompt.token_ids), generation)
+
+
+_PLAIN = Sampling()
+_LATER = ("logit_bias", "repetition_penalty", "frequency_penalty", "presence_penalty")
 
 
 @dataclass(slots=True)
@@ -105,7 +119,7 @@ class Search:
             self._root = backend.open(job.prompt, job.generation(self.temperature), job.problem())
             self._states[0] = self._root
             self._handles[0] = verifier.open(job.prompt.text)
-        except PromptTooLongError as error:
+        except (PromptTooLongError, SettingsError) as error:
             self.tree.error = str(error)
 
     # Outward: from the strategy to the engine.

@@ -10,17 +10,19 @@ from typing import Any, Literal
 
 from arts_plugin.backend import Message
 from arts_plugin.errors import ArtsError, SettingsError
-from arts_plugin.settings import OF_THE_RUN, Settings
+from arts_plugin.settings import OF_THE_RUN, Settings, names_a_file
 from arts_plugin.tree import ReasoningTree
 
 Kind = Literal["chat", "text"]
-_SAMPLING = ("temperature", "top_p", "seed", "top_k", "min_p")
+_SAMPLING = (
+    *("temperature", "top_p", "seed", "top_k", "min_p"),
+    *("repetition_penalty", "frequency_penalty", "presence_penalty", "logit_bias", "grammar"),
+)
 _LENGTHS = ("max_completion_tokens", "max_tokens")
 _REFUSED = {
     "tools": "tools cannot be called",
     "functions": "functions cannot be called",
     "logprobs": "log-probabilities of a chosen trajectory are not told",
-    "response_format": "answers cannot be constrained to a format",
     "suffix": "text cannot be inserted before a suffix",
     "echo": "the prompt is not echoed",
 }
@@ -111,13 +113,19 @@ def _settings(body: Mapping[str, Any], settings: Settings, limits: Limits) -> Se
     if not isinstance(own, dict):
         raise BadRequestError("arts is an object of settings", "arts")
     changes = {key: body[key] for key in _SAMPLING if body.get(key) is not None}
+    if (schema := _schema(body.get("response_format"))) is not None:
+        changes["json_schema"] = schema
     length = next((body[key] for key in _LENGTHS if body.get(key) is not None), None)
     if length is not None:
         changes["max_gen_toks"] = length
     if shared := (OF_THE_RUN | {"slots"}) & own.keys():
         raise BadRequestError(f"arts.{min(shared)} is the same for all requests of this server", "arts")
+    changes |= own
+    for key in ("grammar", "json_schema"):
+        if isinstance(changes.get(key), str) and names_a_file(key, changes[key]):
+            raise BadRequestError(f"{key} is text of its own in a request, not a file", key)
     try:
-        made = settings.with_({**changes, **own})
+        made = settings.with_(changes)
     except SettingsError as error:
         raise BadRequestError(str(error), "arts") from error
     wanted = made.budget_trajectories
@@ -126,6 +134,19 @@ def _settings(body: Mapping[str, Any], settings: Settings, limits: Limits) -> Se
             f"budget_trajectories is {wanted}; this server allows {limits.trajectories} at most", "arts"
         )
     return made
+
+
+def _schema(raw: Any) -> dict[str, Any] | None:
+    """The JSON schema that `response_format` asks for; None for text."""
+    if raw is None or raw == {"type": "text"}:
+        return None
+    if raw == {"type": "json_object"}:
+        return {"type": "object"}
+    named = raw.get("json_schema") if isinstance(raw, dict) and raw.get("type") == "json_schema" else None
+    schema = named.get("schema") if isinstance(named, dict) else None
+    if not isinstance(schema, dict):
+        raise BadRequestError("response_format is text, json_object, or json_schema with a schema", "response_format")
+    return schema
 
 
 def _messages(raw: Any) -> tuple[Message, ...]:

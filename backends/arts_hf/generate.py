@@ -11,6 +11,7 @@ from transformers.generation import (
     EosTokenCriteria,
     MaxLengthCriteria,
     MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -25,7 +26,10 @@ from arts_plugin.settings import Settings
 from arts_plugin.tree import ReasoningTree
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p")
-_OWN_WARPERS = (TemperatureLogitsWarper, TopPLogitsWarper, TopKLogitsWarper, MinPLogitsWarper)
+_OWN_PROCESSORS = (
+    *(TemperatureLogitsWarper, TopPLogitsWarper, TopKLogitsWarper, MinPLogitsWarper),
+    RepetitionPenaltyLogitsProcessor,
+)
 _OWN_CRITERIA = (MaxLengthCriteria, EosTokenCriteria)
 
 
@@ -60,9 +64,9 @@ def arts_generate(
         arts_questions: the bare question in each row, for scorers that put it into a prompt of their own.
         arts: settings (see `arts_plugin.settings.Settings`): strategy, verifier, budget_trajectories, width...
 
-    From the generation config come max_new_tokens (or max_length), eos_token_id and num_return_sequences and, with
-    do_sample=True, temperature, top_p, top_k and min_p; without it the search samples at its own defaults, since a
-    greedy model has nothing to search among. `strategy="greedy"` is greedy.
+    From the generation config come max_new_tokens (or max_length), eos_token_id, num_return_sequences,
+    repetition_penalty and, with do_sample=True, temperature, top_p, top_k and min_p; without it the search samples at
+    its own defaults, since a greedy model has nothing to search among. `strategy="greedy"` is greedy.
 
     Returns:
         token ids [batch * num_return_sequences, longest], prompts included, padded on the right: for each row the
@@ -104,7 +108,8 @@ def arts_generate(
 
 def _settings(config: Any, arts: Mapping[str, Any], longest: int, padded: int, n_prompts: int) -> Settings:
     sampling = {name: getattr(config, name) for name in _SAMPLING if getattr(config, name, None) is not None}
-    given = {**(sampling if config.do_sample else {}), **arts}
+    penalty = {"repetition_penalty": config.repetition_penalty} if config.repetition_penalty else {}
+    given = {**penalty, **(sampling if config.do_sample else {}), **arts}
     if "max_gen_toks" not in given:
         # generate turned max_new_tokens into a length that counts the padded prompt.
         new = config.max_new_tokens or (config.max_length or 0) - padded
@@ -124,7 +129,7 @@ def _settings(config: Any, arts: Mapping[str, Any], longest: int, padded: int, n
 def _refuse(config: Any, processors: Sequence[Any], criteria: Sequence[Any]) -> None:
     if (config.num_beams or 1) > 1:
         raise SettingsError(f"num_beams is {config.num_beams}; a tree search has no beams, set arts={{'width': ...}}")
-    odd = [type(p).__name__ for p in processors if not isinstance(p, _OWN_WARPERS)]
+    odd = [type(p).__name__ for p in processors if not isinstance(p, _OWN_PROCESSORS)]
     odd += [type(c).__name__ for c in criteria if not isinstance(c, _OWN_CRITERIA)]
     if odd:
         raise SettingsError(

@@ -18,7 +18,7 @@ import torch
 
 from arts_plugin.backend import FloatArray, Sampling
 from arts_plugin.engine.runtime import Draw
-from arts_plugin.sampling import log_normaliser, pick
+from arts_plugin.sampling import Adjustment, log_normaliser, pick, pick_adjusted
 
 _SLICE = 8192
 _ROWS = 16
@@ -101,7 +101,7 @@ class TopTokens:
         log_z: logsumexp over the vocabulary [n].
         states: hidden states [n, n_embd], as the head takes them.
         hidden: the same as float32, if they were asked for.
-        full: the logits of one row of `states`, for what `values` cannot decide.
+        full: the logits [n, vocabulary] of rows of `states`, for what `values` cannot decide.
         n_vocab: size of the vocabulary.
     """
 
@@ -120,9 +120,9 @@ class TopTokens:
         order = np.lexsort((tokens, -found), axis=-1)
         found, tokens = np.take_along_axis(found, order, 1), np.take_along_axis(tokens, order, 1)
 
-        def full(state: torch.Tensor) -> FloatArray:
+        def full(states: torch.Tensor) -> FloatArray:
             with torch.inference_mode():
-                return np.asarray(head.logits(state[None])[0].cpu().numpy(), dtype=np.float32)
+                return np.asarray(head.logits(states).cpu().numpy(), dtype=np.float32)
 
         return cls(found, tokens, log_z, states, hidden, full, n_vocab)
 
@@ -139,8 +139,16 @@ class TopTokens:
             self.n_vocab,
         )
 
-    def draw(self, rows: Sequence[int], sampling: Sampling, uniforms: Sequence[float]) -> list[Draw]:
+    def draw(
+        self,
+        rows: Sequence[int],
+        sampling: Sampling,
+        uniforms: Sequence[float],
+        adjustments: Sequence[Adjustment] = (),
+    ) -> list[Draw]:
         """A token for each row: what `arts_plugin.sampling.pick` would draw from all logits."""
+        if adjustments:
+            return self._adjusted(rows, sampling, uniforms, adjustments)
         index = np.asarray(rows)
         values, ids, log_z = self.values[index], self.ids[index], self.log_z[index]
         with np.errstate(invalid="ignore"):
@@ -155,8 +163,27 @@ class TopTokens:
             (token, logprob if math.isfinite(z) else math.nan) for (token, logprob), z in zip(drawn, log_z, strict=True)
         ]
 
+    def _adjusted(
+        self,
+        rows: Sequence[int],
+        sampling: Sampling,
+        uniforms: Sequence[float],
+        adjustments: Sequence[Adjustment],
+    ) -> list[Draw]:
+        """What is kept of a row cannot say which tokens are likeliest after a change: its logits are computed again."""
+        drawn: list[Draw] = []
+        for start in range(0, len(rows), _ROWS):
+            part = slice(start, start + _ROWS)
+            logits = self.full(self.states[list(rows[part])])
+            log_z = log_normaliser(logits)
+            drawn += [
+                pick_adjusted(row, sampling, float(z), u, adjustment)
+                for row, z, u, adjustment in zip(logits, log_z, uniforms[part], adjustments[part], strict=True)
+            ]
+        return drawn
+
     def _from_all(self, row: int, sampling: Sampling, uniform: float) -> Draw:
-        logits = self.full(self.states[row])
+        logits = self.full(self.states[row : row + 1])[0]
         log_z = float(log_normaliser(logits[None])[0])
         token = pick(logits, sampling, log_z, uniform)
         return token, float(logits[token]) - log_z

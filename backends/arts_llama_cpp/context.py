@@ -18,7 +18,7 @@ from arts_plugin.backend import FloatArray, Sampling
 from arts_plugin.engine.kv import CacheFullError, KvCache, KvSequence
 from arts_plugin.engine.runtime import Draw, Row, default_threads
 from arts_plugin.errors import ArtsError, ModelError, SettingsError
-from arts_plugin.sampling import log_normaliser, pick
+from arts_plugin.sampling import Adjustment, log_normaliser, pick, pick_adjusted
 from arts_plugin.settings import Settings
 
 _CACHE_TYPES = {
@@ -38,8 +38,19 @@ class Logits:
     log_z: npt.NDArray[np.float64]
     hidden: FloatArray | None = None
 
-    def draw(self, rows: Sequence[int], sampling: Sampling, uniforms: Sequence[float]) -> list[Draw]:
+    def draw(
+        self,
+        rows: Sequence[int],
+        sampling: Sampling,
+        uniforms: Sequence[float],
+        adjustments: Sequence[Adjustment] = (),
+    ) -> list[Draw]:
         """See `arts_plugin.engine.runtime.NextTokens`."""
+        if adjustments:
+            return [
+                pick_adjusted(self.logits[row], sampling, float(self.log_z[row]), u, adjustment)
+                for row, u, adjustment in zip(rows, uniforms, adjustments, strict=True)
+            ]
         return [self._draw(row, sampling, u) for row, u in zip(rows, uniforms, strict=True)]
 
     def _draw(self, row: int, sampling: Sampling, u: float) -> Draw:

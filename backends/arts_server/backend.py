@@ -14,15 +14,16 @@ from arts_plugin.backend import (
     EngineStats,
     FloatArray,
     Generation,
+    Grammar,
     Message,
     ModelInfo,
     OpenCost,
     Prompt,
     StepResult,
 )
-from arts_plugin.errors import ArtsError, ModelError, PromptTooLongError
+from arts_plugin.errors import ArtsError, ModelError, PromptTooLongError, SettingsError
 from arts_plugin.randomness import branch_key
-from arts_plugin.settings import AUTO_SLOTS, Settings
+from arts_plugin.settings import AUTO_SLOTS, Settings, grammar_of
 from arts_plugin.steps import Delimiter, StepScanner
 from arts_server.dialect import Dialect, probe
 from arts_server.faults import RefusedError, RetryError, ServerError
@@ -48,12 +49,13 @@ class ServerBackend:
         features: whether hidden states at step ends are wanted; they come from `features_url`, if there is one.
 
     Raises:
-        SettingsError: an address that is none.
+        SettingsError: an address that is none, or a constraint that a server cannot keep to over several steps.
         ServerError: no server can be reached.
         ModelError: they serve no such model, or different ones.
     """
 
     def __init__(self, settings: Settings, *, features: bool = False) -> None:
+        _refuse(grammar_of(settings), settings.frequency_penalty, settings.presence_penalty)
         roots = addresses(settings.base_url)
         self.slots = settings.slots if settings.slots != AUTO_SLOTS else SLOTS_A_REPLICA * len(roots)
         self.transport = Transport(roots, settings.timeout, settings.max_retries, self.slots)
@@ -125,7 +127,8 @@ class ServerBackend:
     # Engine.
     def open(self, prompt: Prompt, generation: Generation, problem: int) -> ServerState:
         """State 0; nothing is sent before a fork of it runs."""
-        n_prompt, n_ctx = len(prompt.token_ids), self.info.n_ctx
+        sampling, n_prompt, n_ctx = generation.sampling, len(prompt.token_ids), self.info.n_ctx
+        _refuse(generation.grammar, sampling.frequency_penalty, sampling.presence_penalty)
         if not prompt.text and not n_prompt:
             raise PromptTooLongError("the prompt is empty: it has no token to begin from")
         limit = generation.max_gen_toks
@@ -139,7 +142,7 @@ class ServerBackend:
         delimiter = Delimiter(generation.delimiter)
         question = Question(prompt, generation, delimiter, limit)
         scanner = StepScanner(delimiter, generation.stops)
-        return ServerState(question, (), "", scanner, branch_key(generation.sampling.seed, problem))
+        return ServerState(question, (), "", scanner, branch_key(sampling.seed, problem))
 
     def open_cost(self, state: ServerState) -> OpenCost:
         """Prompt tokens of all the question's requests so far: computed, and found in the server's cache."""
@@ -292,6 +295,15 @@ class ServerBackend:
     def close(self) -> None:
         """Cancel what is under way and close the connections."""
         self.transport.close()
+
+
+def _refuse(grammar: Grammar | None, *penalties: float) -> None:
+    """What depends on a trace's earlier steps, which to a server are but a prompt."""
+    if grammar or any(penalties):
+        raise SettingsError(
+            "grammar, json_schema, frequency_penalty and presence_penalty need a model in process: a server would begin "
+            "them anew with every step; repetition_penalty and logit_bias go with backend=server"
+        )
 
 
 def _number(landed: Landed) -> int:

@@ -95,6 +95,11 @@ def payload(
     # Not in OpenAI's API, but every engine's; llama.cpp's servers have defaults of their own for what is left out.
     body["top_k"] = sampling.top_k or (-1 if dialect.owner == "sglang" else 0)
     body["min_p"] = sampling.min_p
+    if sampling.repetition_penalty != 1:
+        llama = dialect.tokenizer in {"llama-server", "llama-cpp-python"}
+        body["repeat_penalty" if llama else "repetition_penalty"] = sampling.repetition_penalty
+    if sampling.logit_bias:
+        body["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
     if n > 1:
         body["n"] = n
     if dialect.logprobs:

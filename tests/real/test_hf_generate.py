@@ -44,11 +44,12 @@ def inputs(loaded: Any) -> Any:
     )
 
 
-def test_greedy_is_what_generate_does(loaded: Any, inputs: Any) -> None:
+@pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.3}], ids=str)
+def test_greedy_is_what_generate_does(loaded: Any, inputs: Any, options: dict[str, Any]) -> None:
     """Token for token, for a padded batch."""
-    own = loaded.model.generate(**inputs, max_new_tokens=24, do_sample=False)
+    own = loaded.model.generate(**inputs, max_new_tokens=24, do_sample=False, **options)
     ours = loaded.model.generate(
-        **inputs, max_new_tokens=24, do_sample=False, custom_generate=arts_generate,
+        **inputs, max_new_tokens=24, do_sample=False, custom_generate=arts_generate, **options,
         arts_tokenizer=loaded.tokenizer, arts={"strategy": "greedy", "verifier": "none"},
     )  # fmt: skip
     for left, right in zip(own, ours, strict=True):
@@ -125,7 +126,7 @@ def test_questions_for_scorers_with_a_prompt_of_their_own(loaded: Any, inputs: A
     ("options", "message"),
     [
         ({"num_beams": 2}, "no beams"),
-        ({"repetition_penalty": 1.2}, "RepetitionPenaltyLogitsProcessor"),
+        ({"no_repeat_ngram_size": 2}, "NoRepeatNGramLogitsProcessor"),
         ({"arts": {"widht": 3}}, "did you mean 'width'"),
         ({"arts": {"strategy": "arst"}}, "did you mean 'arts'"),
     ],

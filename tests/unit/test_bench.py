@@ -135,6 +135,10 @@ def test_methods() -> None:
     # What is as wide as its budget of trajectories is as wide as the pool, unless it is said otherwise.
     wide = methods(["smc", "dvts,budget_trajectories=4", "mcts"], 8, Settings(), plugins())[2:]
     assert [int(method.changes["budget_trajectories"]) for method in wide] == [8, 4, 512]
+    # Nor does a question take all branches of a wide engine for its root, unless it is said.
+    for slots, most in ((64, 8), (4, 4), (0, 8)):
+        bound = methods(["mcts", "mcts,slots=32"], 8, Settings.of(slots=slots or "auto"), plugins())[2:]
+        assert [int(method.changes["slots"]) for method in bound] == [most, 32]
 
 
 @pytest.mark.parametrize(

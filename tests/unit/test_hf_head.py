@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from arts_plugin.backend import Sampling
-from arts_plugin.sampling import log_normaliser, pick
+from arts_plugin.sampling import Adjustment, log_normaliser, pick, pick_adjusted
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -103,3 +103,25 @@ def test_scores_are_log_probabilities() -> None:
         assert [best for _, best in pair] == [int(logits[i].argmax()) == i + j for j in (0, 1)]
     likeliest = int(logits[0].argmax())
     assert made.score(hidden[:1], [[likeliest]])[0][0][1]
+
+
+def test_changed_logits_are_drawn_from_as_whole_rows() -> None:
+    made, hidden = head(4.0), states(40)
+    rng = np.random.default_rng(5)
+    sampling = Sampling(logit_bias=((3, 20.0), (4, -5.0)), repetition_penalty=1.4, presence_penalty=0.5)
+    changes = []
+    for i in range(40):
+        before = rng.integers(0, VOCABULARY, 50).astype(np.int32)
+        changes.append(Adjustment(before, before[20:], rng.random(VOCABULARY) < 0.1 if i % 2 else None))
+    uniforms = rng.random(40).tolist()
+    with torch.inference_mode():
+        top = TopTokens.of(made, hidden, 64, features=False, n_vocab=VOCABULARY)
+        logits = made.logits(hidden).numpy()
+    drawn = top.draw(range(40), sampling, uniforms, changes)
+    log_z = log_normaliser(logits)
+    for i, (token, logprob) in enumerate(drawn):
+        want = pick_adjusted(logits[i], sampling, float(log_z[i]), uniforms[i], changes[i])
+        assert token == want[0]
+        assert logprob == pytest.approx(want[1], abs=1e-4)
+    assert len({token for token, _ in drawn}) > 1
+    assert top.keep(7).draw([0], sampling, [uniforms[7]], [changes[7]])[0][0] == drawn[7][0]

@@ -10,7 +10,7 @@ from scipy import special, stats
 
 from arts_plugin.backend import FloatArray, Sampling
 from arts_plugin.randomness import uniform
-from arts_plugin.sampling import candidates, log_normaliser, pick, top_indexes
+from arts_plugin.sampling import Adjustment, adjusted, candidates, log_normaliser, pick, pick_adjusted, top_indexes
 
 
 def logits(rng: np.random.Generator, n: int, ties: bool) -> FloatArray:
@@ -160,3 +160,37 @@ def test_log_normaliser_of_invalid_logits_is_not_finite(bad: list[float]) -> Non
     with np.errstate(all="raise", under="ignore", invalid="ignore"):
         found = log_normaliser(rows)
     assert np.isfinite(found).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("repetition", [1.0, 1.3])
+@pytest.mark.parametrize(("frequency", "presence"), [(0.0, 0.0), (0.5, 0.0), (0.0, 1.5), (0.25, -0.5)])
+def test_adjusted_logits_are_those_of_a_plain_loop(repetition: float, frequency: float, presence: float) -> None:
+    rng = np.random.default_rng(3)
+    row = logits(rng, 300, False)
+    before = rng.integers(0, 60, 200).astype(np.int32)
+    trace, allowed = before[150:], rng.random(300) < 0.8
+    sampling = Sampling(
+        logit_bias=((7, 3.0), (50, -100.0)),
+        repetition_penalty=repetition,
+        frequency_penalty=frequency,
+        presence_penalty=presence,
+    )
+    want = []
+    for token in range(300):
+        value = float(row[token]) + {7: 3.0, 50: -100.0}.get(token, 0.0)
+        if token in before.tolist():
+            value = value / repetition if value > 0 else value * repetition
+        count = trace.tolist().count(token)
+        value -= frequency * count + presence * (count > 0)
+        want.append(value if allowed[token] else -np.inf)
+    made = adjusted(row, sampling, Adjustment(before, trace, allowed))
+    assert np.allclose(made, want, atol=1e-5)
+    token, logprob = pick_adjusted(row, sampling, log_normaliser(row[None])[0], 0.4, Adjustment(before, trace, allowed))
+    assert allowed[token]
+    assert logprob == pytest.approx(float(row[token]) - log_normaliser(row[None])[0])
+
+
+def test_nothing_allowed_is_invalid() -> None:
+    nobody = Adjustment(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(300, np.bool_))
+    row = logits(np.random.default_rng(0), 300, False)
+    assert np.isnan(pick_adjusted(row, Sampling(), log_normaliser(row[None])[0], 0.5, nobody)[1])

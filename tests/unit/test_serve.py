@@ -24,7 +24,7 @@ from arts_plugin.search.driver import SearchDriver
 from arts_plugin.search.job import Job
 from arts_plugin.serve.app import App
 from arts_plugin.serve.decided import Teller, decided
-from arts_plugin.serve.protocol import Limits
+from arts_plugin.serve.protocol import Limits, read
 from arts_plugin.serve.service import Service
 from arts_plugin.settings import Settings
 
@@ -193,6 +193,23 @@ def _ways(**body: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": "q"}], **body}
 
 
+def test_what_a_request_may_constrain() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    body = _ways(
+        response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": schema}},
+        logit_bias={"5": -100},
+        frequency_penalty=0.5,
+        presence_penalty=-0.5,
+        repetition_penalty=1.1,
+    )
+    made = read("chat", body, "scripted", Settings(), Limits()).settings
+    assert json.loads(made.json_schema or "") == schema
+    assert (made.logit_bias, made.frequency_penalty, made.presence_penalty) == ("5:-100", 0.5, -0.5)
+    assert made.repetition_penalty == 1.1
+    loose = read("chat", _ways(response_format={"type": "json_object"}), "scripted", Settings(), Limits()).settings
+    assert json.loads(loose.json_schema or "") == {"type": "object"}
+
+
 class TestBadInput:
     """Each is refused with its reason, and the server goes on."""
 
@@ -211,7 +228,14 @@ class TestBadInput:
             ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "images"),
             (_ways(n=2), "n and best_of"),
             (_ways(tools=[{"type": "function"}]), "tools cannot be called"),
-            (_ways(response_format={"type": "json_object"}), "constrained"),
+            (_ways(response_format={"type": "xml"}), "response_format is text, json_object"),
+            (_ways(response_format={"type": "json_schema", "json_schema": {}}), "with a schema"),
+            (_ways(grammar="/etc/passwd"), "not a file"),
+            (_ways(arts={"json_schema": "/etc/passwd"}), "not a file"),
+            (_ways(arts={"grammar": 5}), "grammar is '5'"),
+            (_ways(grammar="root ::= x"), "grammar is not one that can be followed"),
+            (_ways(logit_bias={"x": 1}), "logit_bias has 'x:1'"),
+            (_ways(repetition_penalty=0), "repetition_penalty is 0"),
             (_ways(logprobs=True), "log-probabilities"),
             (_ways(stream="yes"), "stream is true or false"),
             (_ways(stop=[1]), "stop is a string"),

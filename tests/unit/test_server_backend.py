@@ -21,7 +21,7 @@ from arts_plugin.settings import Settings
 from arts_plugin.testing import run
 from arts_plugin.tree import ReasoningTree
 from arts_server.backend import ServerBackend
-from arts_server.dialect import pieces
+from arts_server.dialect import Dialect, payload, pieces
 from arts_server.faults import ServerError
 from arts_server.replicas import FAILURES, Replica, addresses, choose
 
@@ -97,6 +97,23 @@ def reference(serve: Serve, arts: Make, **settings: Any) -> list[list[str]]:
         texts = found(search.solve_many(QUESTIONS))
     assert all(len(group) == 6 and all("The answer is" in text for text in group) for group in texts)
     return texts
+
+
+@pytest.mark.parametrize(
+    "changes", [{"json_schema": {"type": "object"}}, {"frequency_penalty": 0.1}, {"presence_penalty": 0.1}]
+)
+def test_what_depends_on_earlier_steps_is_refused(changes: dict[str, Any], serve: Serve) -> None:
+    with pytest.raises(SettingsError, match="begin them anew with every step"):
+        ServerBackend(Settings.of(backend="server", base_url=serve().url, **changes))
+
+
+def test_biases_and_penalties_are_asked_for() -> None:
+    sampling = Sampling(repetition_penalty=1.2, logit_bias=((5, -100.0),))
+    body = payload(Dialect("m"), "text", 1, 5, sampling, 0, ())
+    assert (body["repetition_penalty"], body["logit_bias"]) == (1.2, {"5": -100.0})
+    body = payload(Dialect("m", tokenizer="llama-server"), "text", 1, 5, sampling, 0, ())
+    assert body["repeat_penalty"] == 1.2
+    assert not {"repetition_penalty", "logit_bias"} & payload(Dialect("m"), "text", 1, 5, Sampling(), 0, ()).keys()
 
 
 class TestRequests:
