@@ -5,6 +5,7 @@ The parsing is llguidance's (Earley with derivatives of regular expressions; the
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ from arts_plugin.errors import SettingsError
 if TYPE_CHECKING:
     from arts_plugin.engine.runtime import Vocabulary
 
+_MOST_RULES = 500
+"""More could lead from one to the next: the library follows such a chain by recursion, and 5000 end the process."""
 Mask = npt.NDArray[np.bool_]
 
 
@@ -34,14 +37,18 @@ def compile_grammar(grammar: Grammar) -> str:
         ) from error
     try:
         if grammar.kind == "json_schema":
-            made = llguidance.LLMatcher.grammar_from_json_schema(grammar.text)
+            schema = json.loads(grammar.text)
+            links = json.dumps(schema).count('Ref"') + json.dumps(schema).count('$ref"')
+            made = llguidance.LLMatcher.grammar_from_json_schema(schema)
         else:
+            links = grammar.text.count("::=")
             made = llguidance.grammar_from("gbnf", grammar.text)
-        problem = llguidance.LLMatcher.validate_grammar(made)
-    except ValueError as error:
+        problem = f"it has {links} rules; {_MOST_RULES} are the most" if links > _MOST_RULES else ""
+        problem = problem or llguidance.LLMatcher.validate_grammar(made)
+    except (ValueError, RecursionError) as error:
         problem = str(error)
     if problem and not problem.startswith("WARNING"):
-        raise SettingsError(f"{grammar.kind} is not one that can be followed: {problem}")
+        raise SettingsError(f"{grammar.kind} is not one that can be followed: {problem.strip():.300}")
     return str(made)
 
 
