@@ -160,7 +160,8 @@ class Arts:
             return None
         info = self.backend.info
         model = {"name": info.name, "digest": self.backend.digest(), **info.details}
-        trained = {} if self.trained is None else self.trained.identity()
+        scores = self.trained or self._registered_verifier
+        trained: dict[str, str] = getattr(scores, "identity", dict)()  # a scorer without weights need not have it
         self._run = RunFolder(self.settings.trace, self.settings, model, trained)
         return self._run
 

@@ -77,10 +77,14 @@ class Settings:
         "scorer, `none`, or `auto` (the shipped verifier that was trained on this model, if there is one).",
     )
     verifier_model: str | None = _setting(
-        None, "Model of a scorer that has one of its own, in place of the one that it names: folder, GGUF file, hub id."
+        None,
+        "Model of a scorer that has one of its own, in place of the one that it names: folder, GGUF file, hub id; with "
+        "verifier=reward the name that the server gives it (default: its only one).",
     )
     verifier_aggregate: VerifierAggregate | None = _setting(
-        None, "Published process reward models: a trace's score is the min, last, product or mean of its steps'."
+        None,
+        "Reward models, published process reward models among them: a trace's score is the min, last, product or mean of "
+        "its steps'.",
     )
     budget_trajectories: int | None = _setting(8, "Finished trajectories per question, at most.", low=1)
     budget_tokens: int | None = _setting(None, "Generated and refilled proposer tokens per question, at most.", low=1)
@@ -175,6 +179,11 @@ class Settings:
         None,
         "server: address of a pooling server of the same model (vLLM --runner pooling), whose hidden states a verifier reads.",
     )
+    reward_url: str | None = _setting(
+        None,
+        "With verifier=reward, beside any backend: address of a reward model's server (vLLM --runner pooling), whose scalar "
+        "scores states; replicas are separated by `;`.",
+    )
     chat_template: str | None = _setting(
         None,
         "server: a Jinja file, in place of the chat template that the server applies; needed where it applies none.",
@@ -210,6 +219,8 @@ class Settings:
             raise SettingsError(f"fork_probability is {self.fork_probability}; it is a probability, at most 1")
         if self.features and self.trace is None:
             raise SettingsError("features=true keeps hidden states in the run folder; name one with trace=")
+        if self.reward_url is not None and self.verifier in {"auto", "none"}:
+            raise SettingsError(f"reward_url is set, and verifier is {self.verifier!r}: it is read by verifier=reward")
         if self.min_p >= 1:
             raise SettingsError(f"min_p is {self.min_p}; it must be below 1")
         budgets = (self.budget_trajectories, self.budget_tokens, self.budget_seconds, self.budget_nodes)
@@ -252,6 +263,7 @@ _RUNTIME = frozenset(
         "flash_attn",
         "base_url",
         "features_url",
+        "reward_url",
         "chat_template",
         "timeout",
         "max_retries",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import queue
 import time
@@ -25,8 +24,8 @@ from arts_plugin.errors import ArtsError, ModelError, PromptTooLongError, Settin
 from arts_plugin.randomness import branch_key
 from arts_plugin.settings import AUTO_SLOTS, Settings, grammar_of
 from arts_plugin.steps import Delimiter, StepScanner
-from arts_server.dialect import Dialect, probe
-from arts_server.faults import RefusedError, RetryError, ServerError
+from arts_server.dialect import Dialect, name_digest, probe
+from arts_server.faults import RefusedError
 from arts_server.features import PoolingServer
 from arts_server.likelihood import loglikelihood
 from arts_server.reader import Landed, StepReader
@@ -63,7 +62,7 @@ class ServerBackend:
             self.dialect = self._agree(settings.model)
             pooling = None
             if features and settings.features_url is not None:
-                pooling = PoolingServer(self.transport.beside(addresses(settings.features_url)))
+                pooling = PoolingServer(self.transport.beside(addresses(settings.features_url, "features_url")))
             self.pooling = pooling
             self.vocabulary = ServerVocabulary(
                 self.transport, self.dialect, settings.chat_template, settings.enable_thinking
@@ -83,19 +82,8 @@ class ServerBackend:
         self._submitted = 0
 
     def _agree(self, model: str | None) -> Dialect:
-        """What all replicas can do. One that is down now may come up later; one that is another is refused."""
-        found: list[Dialect] = []
-        down: list[str] = []
-        for replica in self.transport.replicas:
-            try:
-                found.append(self.transport.do(probe(self.transport, replica, model)))
-            except RetryError as error:
-                down.append(str(error))
-                replica.failed()
-        if not found:
-            raise ServerError(f"no server can be reached: {'; '.join(down)}. Is it running, and is base_url right?")
-        for problem in down:
-            log.warning("going on without a replica for now: %s", problem)
+        """What all replicas can do; one that is another is refused."""
+        found = self.transport.each(lambda replica: probe(self.transport, replica, model), "base_url")
         if any(dialect != found[0] for dialect in found):
             raise ModelError(f"the replicas of base_url are not alike: {'; '.join(map(str, dict.fromkeys(found)))}")
         return found[0]
@@ -113,7 +101,7 @@ class ServerBackend:
 
     def digest(self) -> str:
         """A digest of the model's name: a server does not show its weights."""
-        return f"sha256-of-name:{hashlib.sha256(self.dialect.model.encode()).hexdigest()}"
+        return name_digest(self.dialect.model)
 
     # Text.
     def encode(self, text: str) -> Prompt:

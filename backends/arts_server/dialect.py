@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,6 +73,11 @@ class Choice:
     logprobs: tuple[float, ...]
     finish: str
     stop_reason: str | None
+
+
+def name_digest(model: str) -> str:
+    """A digest of a model's name: a server does not show its weights."""
+    return f"sha256-of-name:{hashlib.sha256(model.encode()).hexdigest()}"
 
 
 def payload(
@@ -202,7 +208,7 @@ async def probe(transport: Transport, replica: Replica, model: str | None) -> Di
         ModelError: it does not serve that model, or cannot complete a text.
         ServerError, RefusedError, RetryError: see `arts_server.faults`.
     """
-    entry = await _model(transport, replica, model)
+    entry = await served(transport, replica, model)
     name = str(entry["id"])
     tokenizer, tokens = await _tokenizer(transport, replica, name)
     body = {
@@ -235,7 +241,16 @@ async def probe(transport: Transport, replica: Replica, model: str | None) -> Di
     )
 
 
-async def _model(transport: Transport, replica: Replica, model: str | None) -> dict[str, Any]:
+async def served(transport: Transport, replica: Replica, model: str | None, option: str = "model") -> dict[str, Any]:
+    """What a server says of a model, or of its only one.
+
+    Args:
+        option: the setting that names the model.
+
+    Raises:
+        ModelError: it does not serve that model, or several and none is named.
+        ServerError, RefusedError, RetryError: see `arts_server.faults`.
+    """
     listed = (await transport.get(replica, "/v1/models")).get("data")
     entries = (
         [entry for entry in listed if isinstance(entry, dict) and "id" in entry] if isinstance(listed, list) else []
@@ -244,8 +259,8 @@ async def _model(transport: Transport, replica: Replica, model: str | None) -> d
     if model is None and len(names) == 1:
         return entries[0]
     if model not in names:
-        wanted = "no model= is given" if model is None else f"it serves no model {model!r}"
-        raise ModelError(f"{replica.root}: {wanted}; it has {', '.join(names) or 'none'}. Name one with model=")
+        wanted = f"no {option}= names one" if model is None else f"it serves no model {model!r}"
+        raise ModelError(f"{replica.root}: {wanted}; it has {', '.join(names) or 'none'}")
     return entries[names.index(model)]
 
 

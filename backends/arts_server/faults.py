@@ -50,12 +50,14 @@ def check_status(status: int, headers: Any, body: bytes, where: str) -> None:
         return
     if 300 <= status < 400:
         target = shorten(headers.get("location", "another address"))
-        raise ServerError(f"{where} redirects to {target}, which is not followed; give that as base_url")
+        raise ServerError(f"{where} redirects to {target}, which is not followed; give that address")
     said = _message(body)
     if status in {401, 403}:
         raise ServerError(f"{where} answers {status}: {said}; set ARTS_API_KEY in the environment")
     if status == 404:
-        raise ServerError(f"{where} answers 404: {said}; is base_url right, and does it serve that model?")
+        raise ServerError(f"{where} answers 404: {said}; is that the right address, and does it serve that model?")
+    if status == 501:
+        raise ServerError(f"{where} answers 501: {said}; it does not do that with this model")
     if status in _AGAIN or status >= 500:
         raise RetryError(f"{where} answers {status}: {said}", _seconds(headers.get("retry-after")), status == 429)
     raise RefusedError(f"{where} refuses the request ({status}): {said}")

@@ -10,7 +10,9 @@ import numpy as np
 
 from arts_plugin.backend import FloatArray
 from arts_plugin.errors import ModelError
+from arts_server.dialect import served
 from arts_server.faults import RetryError
+from arts_server.replicas import Replica
 from arts_server.transport import Transport
 
 EMBEDDINGS = "/v1/embeddings"
@@ -27,13 +29,10 @@ class PoolingServer:
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
-        listed = transport.do(transport.get(transport.replicas[0], "/v1/models")).get("data")
-        names = [str(entry["id"]) for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
-        if len(names) != 1:
-            raise ModelError(
-                f"features_url serves {', '.join(names) or 'no model'}; it must be one pooling model. {START}"
-            )
-        self.model = names[0]
+        names = {str(entry["id"]) for entry in transport.each(self._served, "features_url")}
+        if len(names) > 1:
+            raise ModelError(f"the servers of features_url are not alike: {', '.join(sorted(names))}")
+        self.model = names.pop()
         # Two tokens that every vocabulary has: hidden states of different tokens are hardly ever both of length one.
         rows = transport.do(self.states([(1,), (1, 2)]))
         if np.all(np.abs(np.linalg.norm(rows, axis=1) - 1) < _UNIT):
@@ -41,6 +40,12 @@ class PoolingServer:
                 f"features_url scales its hidden states to length one, which no verifier has learned from. {START}"
             )
         self.n_embd = int(rows.shape[1])
+
+    async def _served(self, replica: Replica) -> dict[str, Any]:
+        try:
+            return await served(self.transport, replica, None)
+        except ModelError as error:
+            raise ModelError(f"features_url must serve one pooling model ({error}). {START}") from error
 
     async def states(self, sequences: Sequence[Sequence[int]]) -> FloatArray:
         """Post-norm hidden states at the last tokens, float32 [n, n_embd]."""

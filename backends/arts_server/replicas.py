@@ -55,8 +55,8 @@ class Replica:
             self.until = time.monotonic() + min(_LONGEST_REST, FIRST_REST * 2.0**beyond)
 
 
-def addresses(text: str | None) -> list[str]:
-    """The roots of `base_url`: one or many, separated by `;`, with or without `/v1`.
+def addresses(text: str | None, option: str = "base_url", user: str = "backend=server") -> list[str]:
+    """The roots of `base_url` or another `option`: one or many, separated by `;`, with or without `/v1`.
 
     Raises:
         SettingsError: there is none, or one is no http address, names a user, or has a query.
@@ -68,17 +68,17 @@ def addresses(text: str | None) -> list[str]:
             continue
         parts = urlsplit(address)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise SettingsError(f"base_url has {address!r}; an address looks like http://127.0.0.1:8000/v1")
+            raise SettingsError(f"{option} has {address!r}; an address looks like http://127.0.0.1:8000/v1")
         if parts.username or parts.password or parts.query or parts.fragment:
             raise SettingsError(
-                f"base_url has more in it than an address ({parts.scheme}://{parts.hostname}...): a key comes from the "
+                f"{option} has more in it than an address ({parts.scheme}://{parts.hostname}...): a key comes from the "
                 "environment, as ARTS_API_KEY"
             )
         root = next((address.removesuffix(end) for end in _ENDPOINTS if address.endswith(end)), address)
         if root not in roots:
             roots.append(root)
     if not roots:
-        raise SettingsError("backend=server needs base_url=, http://127.0.0.1:8000/v1 for example")
+        raise SettingsError(f"{user} needs {option}=, http://127.0.0.1:8000/v1 for example")
     return roots
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import logging
 import os
 import random
 import threading
@@ -17,6 +18,8 @@ import httpx
 
 from arts_server.faults import RetryError, ServerError, check_status, parse
 from arts_server.replicas import Replica, choose
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 KEY = "ARTS_API_KEY"
@@ -71,6 +74,29 @@ class Transport:
         except BaseException:
             future.cancel()
             raise
+
+    def each(self, work: Callable[[Replica], Coroutine[Any, Any, T]], option: str) -> list[T]:
+        """`work` at every replica, once; one that is down now may come up later.
+
+        Args:
+            option: the setting that names the replicas.
+
+        Raises:
+            ServerError: none can be reached.
+        """
+        found: list[T] = []
+        down: list[str] = []
+        for replica in self.replicas:
+            try:
+                found.append(self.do(work(replica)))
+            except RetryError as error:
+                down.append(str(error))
+                replica.failed()
+        if not found:
+            raise ServerError(f"no server can be reached: {'; '.join(down)}. Is it running, and is {option} right?")
+        for problem in down:
+            log.warning("going on without a replica for now: %s", problem)
+        return found
 
     def close(self) -> None:
         """Cancel what is under way and end the thread. Idempotent."""

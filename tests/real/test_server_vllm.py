@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,6 +108,56 @@ def test_states_are_those_of_the_hf_backend(
     (ours,) = hf.loglikelihood([(prompt, traces[0].tokens)])
     hf.close()
     assert abs(ours[0] - traces[0].logprob) <= 0.1 * len(traces[0].tokens)
+
+
+def reward_model(folder: Path, place: Path, labels: int) -> tuple[Any, Any]:
+    """A tiny random reward model with SmolLM2's tokeniser, saved at `place`: (model, tokeniser)."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        num_labels=labels,
+        pad_token_id=tokenizer.pad_token_id or 0,
+        initializer_range=0.1,  # so that rewards of different texts differ
+    )
+    model = LlamaForSequenceClassification(config).eval()
+    model.save_pretrained(place)
+    tokenizer.save_pretrained(place)
+    return model, tokenizer
+
+
+@pytest.mark.parametrize("labels", [1, 2])
+def test_rewards_are_those_of_transformers(labels: int, server: Server, folder: Path, tmp_path: Path) -> None:
+    """A reward model on a second server scores each state of a search as transformers would."""
+    import torch
+
+    model, tokenizer = reward_model(folder, tmp_path / "model", labels)
+    more = ("--runner", "pooling", "--dtype", "float32")
+    with vllm(python_of(VENV), tmp_path / "model", tmp_path / "log", *more) as judge:
+        settings = {"base_url": server.url, "verifier": "reward", "reward_url": judge.url, "slots": 4}
+        with Arts(backend="server", **settings, budget_trajectories=4, max_gen_toks=60) as arts:
+            tree = arts.solve("Tom has 3 pens and buys 2 more. How many pens does he have now?")
+            question = arts.prompt("Tom has 3 pens and buys 2 more. How many pens does he have now?").user
+    expected = []
+    for node in tree.nodes:
+        text = "".join(one.text for one in tree.path(node.id))
+        chat = [{"role": "user", "content": question}, {"role": "assistant", "content": text}]
+        ids = tokenizer.apply_chat_template(chat, return_tensors="pt", return_dict=True)["input_ids"]
+        with torch.inference_mode():
+            row = model(ids).logits[0]
+        expected.append(float(row[0] if labels == 1 else torch.log_softmax(row, 0)[1]))
+    assert len(expected) > 5 and np.std(expected) > 0.05
+    np.testing.assert_allclose([node.log_flow for node in tree.nodes], expected, atol=2e-3)
+    assert tree.cost.verifier_tokens > 0
 
 
 def test_one_of_two_replicas_is_killed(server: Server, folder: Path, tmp_path: Path) -> None:

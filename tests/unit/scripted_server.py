@@ -31,16 +31,40 @@ def state_of(ids: list[int]) -> np.ndarray[Any, np.dtype[np.float32]]:
     return np.frombuffer(data, dtype="<u4").astype(np.float32) / 2.0**31
 
 
+def rewards_of(text: str, outputs: int) -> list[float]:
+    """The judgement of a text: a digest of it."""
+    data = hashlib.blake2b(text.encode(), digest_size=4 * outputs).digest()
+    return [float(number) for number in np.frombuffer(data, dtype="<u4") / 2.0**30 - 2]
+
+
 class ScriptedServer:
     """Serves on a free port of the loopback interface until `close`.
 
     Args:
         dialect: "vllm", which takes and gives token ids, or "text", which ignores `n` and cannot say why it stopped.
-        faults: what to do instead of answering, one completion request each; see `Handler.fail`.
+        rewards: the endpoint that judges texts, "/classify" or "/pooling", if one does.
+        outputs: numbers of a judgement.
+        template: whether it takes messages to be judged.
+
+    Attributes:
+        faults: what to do instead of answering, one completion (or judgement) request each; see `Handler.fail`.
+        judged: the requests for judgements.
     """
 
-    def __init__(self, dialect: str = "vllm", model: str = "scripted", port: int = 0, normalise: bool = False) -> None:
+    def __init__(
+        self,
+        dialect: str = "vllm",
+        model: str = "scripted",
+        port: int = 0,
+        normalise: bool = False,
+        rewards: str | None = None,
+        outputs: int = 1,
+        template: bool = True,
+    ) -> None:
         self.dialect, self.model, self.normalise = dialect, model, normalise
+        self.rewards, self.outputs, self.template = rewards, outputs, template
+        self.judged: list[dict[str, Any]] = []
+        self.most_judging = self.judging = 0
         self.faults: deque[str | None] = deque()
         self.refuse: Callable[[str], bool] = lambda prompt: False
         self.seen: list[dict[str, Any]] = []
@@ -120,6 +144,8 @@ class Handler(BaseHTTPRequestHandler):
             self.answer({"data": list(self.embeddings(body["input"]))})
         elif self.path == "/v1/completions":
             self.complete(body)
+        elif self.path in {"/classify", "/pooling"}:
+            self.judge(body)
         else:
             self.answer({"detail": "Not Found"}, 404)
 
@@ -131,6 +157,39 @@ class Handler(BaseHTTPRequestHandler):
             row = state_of(ids)
             row = row / np.linalg.norm(row) if self.owner.normalise else row
             yield {"index": index, "embedding": base64.b64encode(row.astype("<f4").tobytes()).decode()}
+
+    def judge(self, body: dict[str, Any]) -> None:
+        owner = self.owner
+        if self.path != owner.rewards:
+            self.answer({"error": {"message": f"The model does not support {self.path}", "code": 501}}, 501)
+            return
+        if "messages" in body and not owner.template:
+            self.answer({"error": {"message": "there is no chat template", "code": 400}}, 400)
+            return
+        text = self.chat(body["messages"]) if "messages" in body else body["input"]
+        with owner.lock:
+            fault = owner.faults.popleft() if owner.faults else None
+            owner.judging += 1
+            owner.most_judging = max(owner.most_judging, owner.judging)
+        try:
+            time.sleep(owner.delay)
+            if fault is not None and self.fail(fault, body):
+                return
+            if owner.refuse(text):
+                self.answer({"error": {"message": "this text is refused", "code": 400}}, 400)
+                return
+            with owner.lock:
+                owner.judged.append(body)
+            numbers = rewards_of(text, owner.outputs)
+            if fault == "nan":
+                numbers[0] = float("nan")
+            if fault == "few":
+                numbers = []
+            entry = {"probs": numbers} if self.path == "/classify" else {"data": [[9.0] * owner.outputs, numbers]}
+            self.answer({"data": [{"index": 0, **entry}], "usage": {"prompt_tokens": len(text)}})
+        finally:
+            with owner.lock:
+                owner.judging -= 1
 
     def answer(self, reply: Any, status: int = 200, **headers: str) -> None:
         data = reply if isinstance(reply, bytes) else json.dumps(reply).encode()

@@ -290,7 +290,7 @@ class TestFaults:
     def test_redirects_are_not_followed(self, serve: Serve, arts: Make) -> None:
         server = serve()
         server.faults.append("redirect")
-        with arts(server) as search, pytest.raises(ServerError, match=r"redirects to http://127.0.0.1:9/v1.*base_url"):
+        with arts(server) as search, pytest.raises(ServerError, match=r"redirects to http://127.0.0.1:9/v1.*give that address"):
             search.solve("one")
 
     def test_a_refused_question_costs_the_others_nothing(self, serve: Serve, arts: Make) -> None:
