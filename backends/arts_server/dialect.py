@@ -16,6 +16,7 @@ from arts_server.transport import Transport
 
 COMPLETIONS = "/v1/completions"
 Tokenizer = Literal["vllm", "llama-server", "llama-cpp-python"]
+_LONG = 1 << 16
 _PROBE = "One, two, three, four,"
 
 
@@ -104,13 +105,17 @@ def payload(
     if sampling.repetition_penalty != 1:
         llama = dialect.tokenizer in {"llama-server", "llama-cpp-python"}
         body["repeat_penalty" if llama else "repetition_penalty"] = sampling.repetition_penalty
+        if llama:
+            body["repeat_last_n"] = dialect.n_ctx or _LONG  # all of the prompt, as elsewhere
     if sampling.logit_bias:
         body["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
     if n > 1:
         body["n"] = n
     if dialect.logprobs:
         body["logprobs"] = 0 if dialect.whole else 1  # llama_cpp.server takes 0 for none
-    if dialect.ids:
+    if dialect.tokenizer == "llama-server":
+        body["timings_per_token"] = True  # which tell what was in its cache
+    elif dialect.ids:
         body["return_token_ids"] = True
     if dialect.whole and stops:
         body["stop"] = list(stops)
@@ -151,10 +156,13 @@ def read_choice(raw: dict[str, Any], dialect: Dialect) -> Choice:
         raise RetryError(f"a text that is no string: {text!r:.100}")
     told = raw.get("logprobs") or {}
     texts = [text] if text else []
-    logprobs: list[float] = []
-    if isinstance(told, dict) and told.get("tokens"):
+    ids, logprobs = _list(raw.get("token_ids")), list[float]()
+    if isinstance(told, dict) and (listed := _listed(told)):
+        texts = [str(entry.get("token")) for entry in listed]
+        ids, logprobs = [entry["id"] for entry in listed], [_finite(entry.get("logprob")) for entry in listed]
+    elif isinstance(told, dict) and told.get("tokens"):
         texts, logprobs = list(told["tokens"]), [_finite(value) for value in told.get("token_logprobs") or ()]
-    ids = [int(token) for token in raw.get("token_ids") or ()] if dialect.ids else []
+    ids = [int(token) for token in ids] if dialect.ids else []
     if dialect.ids and len(ids) != len(texts) and not (finish and len(ids) > len(texts)):
         raise RetryError(f"{len(ids)} token ids for {len(texts)} tokens")
     if logprobs and len(logprobs) != len(texts):
@@ -172,6 +180,17 @@ def _finite(value: Any) -> float:
     if isinstance(value, (int, float)) and math.isfinite(value):
         return float(value)
     raise RetryError(f"a log-probability that is no number: {value!r:.50}")
+
+
+def _listed(told: dict[str, Any]) -> list[dict[str, Any]]:
+    """llama-server's tokens of a completion: as those of chats elsewhere, and with ids."""
+    return [
+        entry for entry in _list(told.get("content")) if isinstance(entry, dict) and isinstance(entry.get("id"), int)
+    ]
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def pieces(tokens: Sequence[str], text: str) -> list[bytes]:
@@ -227,14 +246,16 @@ async def probe(transport: Transport, replica: Replica, model: str | None) -> Di
     choices = [choice for choice in reply.get("choices") or () if isinstance(choice, dict)]
     if not choices:
         raise ModelError(f"{replica.root} completes no text: {reply!r:.300}")
-    ids = tokens is not None and all(isinstance(choice.get("token_ids"), list) for choice in choices)
+    told = [choice.get("logprobs") or {} for choice in choices]
+    by_entry = all(_listed(one) for one in told)
+    ids = tokens is not None and (by_entry or all(isinstance(choice.get("token_ids"), list) for choice in choices))
     n_ctx = entry.get("max_model_len") or (entry.get("meta") or {}).get("n_ctx_train")
     return Dialect(
         model=name,
         ids=ids,
         many=len(choices) == 2,
         whole=ids and all("stop_reason" in choice for choice in choices),
-        logprobs=all((choice.get("logprobs") or {}).get("token_logprobs") for choice in choices),
+        logprobs=by_entry or all(one.get("token_logprobs") for one in told),
         tokenizer=tokenizer,
         n_ctx=int(n_ctx) if n_ctx else None,
         owner=str(entry.get("owned_by", "")),

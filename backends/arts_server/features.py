@@ -16,7 +16,10 @@ from arts_server.replicas import Replica
 from arts_server.transport import Transport
 
 EMBEDDINGS = "/v1/embeddings"
-START = 'vLLM: --runner pooling --convert embed --pooler-config \'{"pooling_type": "LAST", "use_activation": false}\''
+START = (
+    'vLLM: --runner pooling --convert embed --pooler-config \'{"pooling_type": "LAST", "use_activation": false}\'; '
+    "llama-server: --embeddings --pooling last"
+)
 _UNIT = 1e-3
 
 
@@ -49,7 +52,12 @@ class PoolingServer:
 
     async def states(self, sequences: Sequence[Sequence[int]]) -> FloatArray:
         """Post-norm hidden states at the last tokens, float32 [n, n_embd]."""
-        body = {"model": self.model, "input": [list(ids) for ids in sequences], "encoding_format": "base64"}
+        body = {
+            "model": self.model,
+            "input": [list(ids) for ids in sequences],
+            "encoding_format": "base64",
+            "embd_normalize": -1,  # llama-server's word for leaving them as they are
+        }
         return await self.transport.post(EMBEDDINGS, body, read=lambda reply: _rows(reply, len(sequences)))
 
 

@@ -13,6 +13,7 @@ from arts_plugin.steps import StepScanner
 from arts_server.dialect import COMPLETIONS, Choice, Dialect, payload, read_choice, read_choices
 from arts_server.faults import RetryError
 from arts_server.features import PoolingServer
+from arts_server.llama_server import Mender
 from arts_server.replicas import Replica
 from arts_server.states import Progress, Question, Run, ServerState
 from arts_server.steps import Outcome, take
@@ -42,6 +43,7 @@ class StepReader:
 
     def __init__(self, transport: Transport, dialect: Dialect, pooling: PoolingServer | None) -> None:
         self.transport, self.dialect, self.pooling = transport, dialect, pooling
+        self._mender = Mender(transport) if dialect.ids and dialect.tokenizer == "llama-server" else None
 
     async def advance(self, group: Sequence[Member], tell: Callable[[Landed], None]) -> None:
         """Advance siblings by a step each; `tell` is called for each as it ends, or fails."""
@@ -141,7 +143,9 @@ class StepReader:
 
         async def work(replica: Replica) -> tuple[Progress, Outcome]:
             progress = Progress(state.scanner.fork())
-            async with aclosing(self._stream(replica, body)) as choices:
+            stream = self._stream(replica, body, question)
+            mended = self._mender.mended(replica, stream) if self._mender else stream
+            async with aclosing(stream), aclosing(mended) as choices:
                 async for choice in choices:
                     run.decoded += max(len(choice.pieces), len(choice.ids))
                     outcome = take(progress, choice, question, before, run.max_tokens)
@@ -151,9 +155,12 @@ class StepReader:
 
         return await self.transport.persist(work, question)
 
-    async def _stream(self, replica: Replica, body: dict[str, Any]) -> AsyncGenerator[Choice]:
+    async def _stream(self, replica: Replica, body: dict[str, Any], question: Question) -> AsyncGenerator[Choice]:
+        booked = False
         async with aclosing(self.transport.events(replica, COMPLETIONS, body)) as events:
             async for event in events:
+                if not booked and isinstance(timings := event.get("timings"), dict):
+                    booked = _book_timings(question, timings)
                 for raw in event.get("choices") or ():
                     if isinstance(raw, dict):
                         yield read_choice(raw, self.dialect)
@@ -171,3 +178,13 @@ class StepReader:
             state.question.root = rows[1]
         first: FloatArray = rows[0]
         return first
+
+
+def _book_timings(question: Question, timings: dict[str, Any]) -> bool:
+    """Prompt tokens of a stream as llama-server counts them; whether it does."""
+    computed, cached = timings.get("prompt_n"), timings.get("cache_n")
+    if not isinstance(computed, int) or not isinstance(cached, int):
+        return False
+    question.sent += computed + cached
+    question.cached += cached
+    return True

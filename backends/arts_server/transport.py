@@ -11,8 +11,8 @@ import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, suppress
-from typing import Any, Protocol, TypeVar
+from contextlib import aclosing, asynccontextmanager, suppress
+from typing import Any, Protocol, TypeVar, cast
 
 import httpx
 
@@ -248,8 +248,9 @@ class Transport:
     async def events(self, replica: Replica, path: str, payload: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
         """A streamed reply's events, one attempt; closing it closes the connection."""
         where = replica.root + path
-        async with self._open("POST", replica, path, payload) as response:
-            async for line in response.aiter_lines():
+        opened = self._open("POST", replica, path, payload)
+        async with opened as response, aclosing(cast(AsyncGenerator[str], response.aiter_lines())) as lines:
+            async for line in lines:
                 if not line.startswith("data:"):
                     if line.startswith("{"):  # an error, which some servers send instead of a stream
                         parse(line.encode(), where)

@@ -1,4 +1,4 @@
-"""Real servers on the loopback interface, each a process of its own: vLLM, and llama-cpp-python's."""
+"""Real servers on the loopback interface, each a process of its own: vLLM, llama-cpp-python's and llama.cpp's."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.models import THREADS
 
 POOLER = '{"pooling_type": "LAST", "use_activation": false}'
 _PATIENCE = 300.0
@@ -52,6 +54,15 @@ def llama_cpp(model: Path, log: Path) -> Iterator[Server]:
     """llama-cpp-python's server, which answers one request at a time and must not give one up for the next."""
     command = [sys.executable, "-m", "llama_cpp.server", "--model", str(model), "--model_alias", "smollm2"]
     command += ["--n_ctx", "2048", "--interrupt_requests", "false", "--logits_all", "true"]
+    yield from _started(command, {}, log)
+
+
+@contextmanager
+def llama_server(program: Path, model: Path, log: Path, *more: str) -> Iterator[Server]:
+    """llama.cpp's own server with four slots that share their KV cells; `more` are options of its own."""
+    command = [str(program), "--model", str(model), "--alias", "smollm2", "--parallel", "4", "--kv-unified"]
+    # A virtual machine may announce AMX and mask it; weights that were not packed for it run everywhere.
+    command += ["--ctx-size", "8192", "--threads", str(THREADS or 2), "--no-repack", *more]
     yield from _started(command, {}, log)
 
 

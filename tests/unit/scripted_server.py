@@ -7,6 +7,7 @@ run with failures must give the trees of a run without.
 from __future__ import annotations
 
 import base64
+import codecs
 import contextlib
 import hashlib
 import json
@@ -41,7 +42,9 @@ class ScriptedServer:
     """Serves on a free port of the loopback interface until `close`.
 
     Args:
-        dialect: "vllm", which takes and gives token ids, or "text", which ignores `n` and cannot say why it stopped.
+        dialect: "vllm", which takes and gives token ids; "llama-server", which does so only in streams, and tells no token
+            that ends inside a character; or "text", which ignores `n` and cannot say why it stopped.
+        ornament: at the end of each line.
         rewards: the endpoint that judges texts, "/classify" or "/pooling", if one does.
         outputs: numbers of a judgement.
         template: whether it takes messages to be judged.
@@ -60,7 +63,9 @@ class ScriptedServer:
         rewards: str | None = None,
         outputs: int = 1,
         template: bool = True,
+        ornament: str = "",
     ) -> None:
+        self.ornament = ornament
         self.dialect, self.model, self.normalise = dialect, model, normalise
         self.rewards, self.outputs, self.template = rewards, outputs, template
         self.judged: list[dict[str, Any]] = []
@@ -140,6 +145,8 @@ class Handler(BaseHTTPRequestHandler):
             self.answer({"tokens": list(text.encode()), "count": 0, "max_model_len": 4096})
         elif self.path == "/detokenize" and vllm:
             self.answer({"prompt": bytes(body["tokens"]).decode()})
+        elif self.owner.dialect == "llama-server" and self.path in LLAMA_SERVER:
+            self.answer(LLAMA_SERVER[self.path](self, body))
         elif self.path == "/v1/embeddings":
             self.answer({"data": list(self.embeddings(body["input"]))})
         elif self.path == "/v1/completions":
@@ -171,25 +178,23 @@ class Handler(BaseHTTPRequestHandler):
             fault = owner.faults.popleft() if owner.faults else None
             owner.judging += 1
             owner.most_judging = max(owner.most_judging, owner.judging)
-        try:
-            time.sleep(owner.delay)
-            if fault is not None and self.fail(fault, body):
-                return
-            if owner.refuse(text):
-                self.answer({"error": {"message": "this text is refused", "code": 400}}, 400)
-                return
-            with owner.lock:
-                owner.judged.append(body)
-            numbers = rewards_of(text, owner.outputs)
-            if fault == "nan":
-                numbers[0] = float("nan")
-            if fault == "few":
-                numbers = []
-            entry = {"probs": numbers} if self.path == "/classify" else {"data": [[9.0] * owner.outputs, numbers]}
-            self.answer({"data": [{"index": 0, **entry}], "usage": {"prompt_tokens": len(text)}})
-        finally:
-            with owner.lock:
-                owner.judging -= 1
+        time.sleep(owner.delay)
+        with owner.lock:  # before the reply, which may bring the next request at once
+            owner.judging -= 1
+        if fault is not None and self.fail(fault, body):
+            return
+        if owner.refuse(text):
+            self.answer({"error": {"message": "this text is refused", "code": 400}}, 400)
+            return
+        with owner.lock:
+            owner.judged.append(body)
+        numbers = rewards_of(text, owner.outputs)
+        if fault == "nan":
+            numbers[0] = float("nan")
+        if fault == "few":
+            numbers = []
+        entry = {"probs": numbers} if self.path == "/classify" else {"data": [[9.0] * owner.outputs, numbers]}
+        self.answer({"data": [{"index": 0, **entry}], "usage": {"prompt_tokens": len(text)}})
 
     def answer(self, reply: Any, status: int = 200, **headers: str) -> None:
         data = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
@@ -217,8 +222,10 @@ class Handler(BaseHTTPRequestHandler):
         with owner.lock:
             owner.running += n
             owner.most = max(owner.most, owner.running)
+        time.sleep(0 if probing else owner.delay)
+        with owner.lock:  # before the reply, which may bring the next request at once
+            owner.running -= n
         try:
-            time.sleep(0 if probing else owner.delay)
             if fault is not None and self.fail(fault, body):
                 return
             with owner.lock:
@@ -227,9 +234,6 @@ class Handler(BaseHTTPRequestHandler):
         except (BrokenPipeError, ConnectionResetError):
             with owner.lock:
                 owner.abandoned += 1
-        finally:
-            with owner.lock:
-                owner.running -= n
 
     def reply(self, body: dict[str, Any], n: int, fault: str | None) -> None:
         if body.get("stream"):
@@ -253,7 +257,7 @@ class Handler(BaseHTTPRequestHandler):
         said = text.rsplit("[assistant] ", 1)[-1] if "[assistant] " in text else text.split("\n", 1)[-1]
         lines = said.count("\n")
         while lines < STEPS:
-            yield from f"line {lines} {(body.get('seed', 0) + index) % 97}\n".encode()[
+            yield from f"line {lines} {(body.get('seed', 0) + index) % 97}{self.owner.ornament}\n".encode()[
                 len(said.split("\n")[-1].encode()) :
             ]
             said, lines = said + "\n", lines + 1
@@ -268,7 +272,7 @@ class Handler(BaseHTTPRequestHandler):
             if token == EOS:
                 finish = "stop"
                 break
-            found = [stop for stop in body.get("stop", ()) if bytes(ids).decode().endswith(stop)]
+            found = [stop for stop in body.get("stop", ()) if bytes(t for t in ids if t != EOS).endswith(stop.encode())]
             if found:
                 finish, reason = "stop", found[0]
                 break
@@ -277,12 +281,33 @@ class Handler(BaseHTTPRequestHandler):
         kept = bytes(token for token in ids if token != EOS).decode()
         made: dict[str, Any] = {"index": index, "text": kept, "finish_reason": finish}
         if self.owner.dialect == "vllm":
-            texts = ["<end>" if token == EOS else chr(token) for token in ids]
+            decoder = codecs.getincrementaldecoder("utf-8")()  # a character comes with its last token
+            texts = ["<end>" if token == EOS else decoder.decode(bytes([token])) for token in ids]
             made["logprobs"] = {"tokens": texts, "token_logprobs": [-0.5] * len(ids)}
             made |= {"token_ids": ids, "stop_reason": reason}
-            if "prompt_logprobs" in body:
-                made["prompt_logprobs"] = [None, *({str(t): {"logprob": -0.25, "rank": 1}} for t in body["prompt"][1:])]
+        if self.owner.dialect == "llama-server":
+            made["logprobs"] = {"content": [{"id": t, "token": chr(t), "logprob": -0.5} for t in ids if t != EOS]}
+        if self.owner.dialect == "vllm" and "prompt_logprobs" in body:
+            made["prompt_logprobs"] = [None, *({str(t): {"logprob": -0.25, "rank": 1}} for t in body["prompt"][1:])]
         return made
+
+    def stream_of_llama_server(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Events as that server sends them: a token when its text is whole, the end of generation as one without text."""
+        pending = b""
+        for count, token in enumerate(self.tokens(body, 0), 1):
+            pending += b"" if token == EOS else bytes([token])
+            timings = {"prompt_n": 2, "cache_n": len(body["prompt"]) - 2}
+            with contextlib.suppress(UnicodeDecodeError):
+                entry = {"id": token, "token": pending.decode(), "bytes": list(pending), "logprob": -0.5}
+                yield {
+                    "choices": [{"index": 0, "text": pending.decode(), "logprobs": {"content": [entry]}}],
+                    "timings": timings,
+                }
+                pending = b""
+            if token == EOS or count == body["max_tokens"]:
+                finish = "stop" if token == EOS else "length"
+                yield {"choices": [{"index": 0, "text": "", "logprobs": None, "finish_reason": finish}]}
+                return
 
     def stream(self, body: dict[str, Any], fault: str | None) -> None:
         self.send_response(200)
@@ -290,6 +315,11 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("connection", "close")
         self.end_headers()
         self.close_connection = True
+        if self.owner.dialect == "llama-server":
+            for event in self.stream_of_llama_server(body):
+                self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
+            self.wfile.write(b"data: [DONE]\n\n")
+            return
         for count, token in enumerate(self.tokens(body, 0)):
             if fault == "half stream" and count == 3:
                 self.wfile.write(b'data: {"choices": [{"te')
@@ -346,3 +376,12 @@ class Handler(BaseHTTPRequestHandler):
         else:
             return False
         return True
+
+
+LLAMA_SERVER: dict[str, Callable[[Handler, dict[str, Any]], dict[str, Any]]] = {
+    "/tokenize": lambda handler, body: {"tokens": list(body["content"].encode())},
+    "/detokenize": lambda handler, body: {
+        "content": bytes(t for t in body["tokens"] if t != EOS).decode(errors="replace")
+    },
+    "/apply-template": lambda handler, body: {"prompt": handler.chat(body["messages"])},
+}

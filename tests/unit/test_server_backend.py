@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scripted_server import EOS, ScriptedServer, state_of
+from scripted_server import EOS, LLAMA_SERVER, ScriptedServer, state_of
 
 from arts_plugin.api import Arts
 from arts_plugin.backend import Generation, Prompt, Sampling
@@ -112,7 +112,7 @@ def test_biases_and_penalties_are_asked_for() -> None:
     body = payload(Dialect("m"), "text", 1, 5, sampling, 0, ())
     assert (body["repetition_penalty"], body["logit_bias"]) == (1.2, {"5": -100.0})
     body = payload(Dialect("m", tokenizer="llama-server"), "text", 1, 5, sampling, 0, ())
-    assert body["repeat_penalty"] == 1.2
+    assert (body["repeat_penalty"], body["repeat_last_n"]) == (1.2, 1 << 16)
     assert not {"repetition_penalty", "logit_bias"} & payload(Dialect("m"), "text", 1, 5, Sampling(), 0, ()).keys()
 
 
@@ -226,8 +226,8 @@ class TestRequests:
         backend.poll()
         backend.cancel(state)
         assert backend.n_active == 0
-        _until(lambda: server.running == 0)
-        assert server.abandoned == 1
+        _until(lambda: server.abandoned == 1)
+        assert server.running == 0
         with pytest.raises(ArtsError, match="has ended"):
             backend.submit(state, 5)
         backend.close()
@@ -290,7 +290,10 @@ class TestFaults:
     def test_redirects_are_not_followed(self, serve: Serve, arts: Make) -> None:
         server = serve()
         server.faults.append("redirect")
-        with arts(server) as search, pytest.raises(ServerError, match=r"redirects to http://127.0.0.1:9/v1.*give that address"):
+        with (
+            arts(server) as search,
+            pytest.raises(ServerError, match=r"redirects to http://127.0.0.1:9/v1.*give that address"),
+        ):
             search.solve("one")
 
     def test_a_refused_question_costs_the_others_nothing(self, serve: Serve, arts: Make) -> None:
@@ -539,3 +542,49 @@ class TestParts:
         ]
         assert pieces(["", ""], "") == [b"", b""]
         assert EOS == 256
+
+
+class TestLlamaServer:
+    """Ids, log-probabilities and counts of a server that only tells them token by token."""
+
+    @pytest.mark.parametrize("ornament", ["", " \u00e9\U0001f600!"])
+    def test_streams_give_the_tokens_that_whole_replies_give(self, ornament: str, serve: Serve, arts: Make) -> None:
+        trees = []
+        for dialect in ("vllm", "llama-server"):
+            with arts(serve(dialect=dialect, ornament=ornament)) as search:
+                trees.append(search.solve("one"))
+        whole, streamed = trees
+        assert [node.token_ids for node in whole.nodes] == [node.token_ids for node in streamed.nodes]
+        assert [node.text for node in whole.nodes] == [node.text for node in streamed.nodes]
+        assert len({t.text for t in streamed.trajectories()}) > 1
+        for node in streamed.nodes[1:]:
+            untold = sum(byte >= 0x80 for byte in node.token_ids) - sum(char > "\x7f" for char in node.text)
+            assert node.logprob == pytest.approx(-0.5 * (len(node.token_ids) - untold))
+            assert bool(ornament) == bool(untold) or "answer" in node.text
+        assert {t.stop for t in streamed.trajectories()} == {"eos"}
+
+    def test_what_was_cached_is_booked(self, serve: Serve, arts: Make) -> None:
+        server = serve(dialect="llama-server")
+        with arts(server) as search:
+            tree = search.solve("one")
+        assert tree.cost.cached_tokens == sum(len(body["prompt"]) - 2 for body in server.completions)
+        assert all(body["timings_per_token"] and body["stream"] for body in server.completions)
+
+    def test_chats_are_rendered_there(self, serve: Serve) -> None:
+        backend = ServerBackend(Settings(backend="server", base_url=serve(dialect="llama-server").url))
+        prompt = backend.encode_chat([{"role": "user", "content": "a"}])
+        assert bytes(prompt.token_ids) == b"[user] a\n[assistant] "
+        assert backend.dialect.ids and backend.dialect.logprobs and not backend.dialect.whole
+        backend.close()
+
+    @pytest.mark.parametrize("reply", [{}, {"tokens": []}, {"tokens": ["x"]}])
+    def test_a_tokeniser_that_makes_no_sense(
+        self, reply: dict[str, Any], serve: Serve, arts: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        server = serve(dialect="llama-server", ornament="\u00e9")
+        with arts(server, max_retries=1, slots=1, budget_trajectories=1) as search:
+            answer = LLAMA_SERVER["/tokenize"]
+            broken = lambda handler, body: reply if body.keys() == {"content"} else answer(handler, body)  # noqa: E731
+            monkeypatch.setitem(LLAMA_SERVER, "/tokenize", broken)
+            with pytest.raises(ServerError, match="/tokenize answers with"):
+                search.solve("one")
