@@ -249,7 +249,8 @@ async def probe(transport: Transport, replica: Replica, model: str | None) -> Di
     told = [choice.get("logprobs") or {} for choice in choices]
     by_entry = all(_listed(one) for one in told)
     ids = tokens is not None and (by_entry or all(isinstance(choice.get("token_ids"), list) for choice in choices))
-    n_ctx = entry.get("max_model_len") or (entry.get("meta") or {}).get("n_ctx_train")
+    meta = entry.get("meta") or {}  # llama-server's: of one slot, and of the model
+    n_ctx = entry.get("max_model_len") or meta.get("n_ctx") or meta.get("n_ctx_train")
     return Dialect(
         model=name,
         ids=ids,

@@ -62,7 +62,7 @@ def llama_server(program: Path, model: Path, log: Path, *more: str) -> Iterator[
     """llama.cpp's own server with four slots that share their KV cells; `more` are options of its own."""
     command = [str(program), "--model", str(model), "--alias", "smollm2", "--parallel", "4", "--kv-unified"]
     # A virtual machine may announce AMX and mask it; weights that were not packed for it run everywhere.
-    command += ["--ctx-size", "8192", "--threads", str(THREADS or 2), "--no-repack", *more]
+    command += ["--ctx-size", "4096", "--threads", str(THREADS or 2), "--no-repack", *more]
     yield from _started(command, {}, log)
 
 

@@ -69,6 +69,7 @@ def test_what_it_can_do(server: Server) -> None:
     assert backend.dialect.ids
     assert backend.dialect.logprobs
     assert not backend.dialect.whole
+    assert backend.info.n_ctx == 4096
     with pytest.raises(ModelError, match="does not score prompts"):
         backend.loglikelihood([((1, 2), (3,))])
     backend.close()

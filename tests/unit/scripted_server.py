@@ -134,7 +134,8 @@ class Handler(BaseHTTPRequestHandler):
         self.answer({"data": [{"id": self.owner.model, "owned_by": self.owner.dialect, **self.limits()}]})
 
     def limits(self) -> dict[str, Any]:
-        return {"max_model_len": 4096} if self.owner.dialect == "vllm" else {}
+        told = {"vllm": {"max_model_len": 4096}, "llama-server": {"meta": {"n_ctx": 2048, "n_ctx_train": 4096}}}
+        return told.get(self.owner.dialect, {})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))

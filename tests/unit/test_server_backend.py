@@ -575,6 +575,7 @@ class TestLlamaServer:
         prompt = backend.encode_chat([{"role": "user", "content": "a"}])
         assert bytes(prompt.token_ids) == b"[user] a\n[assistant] "
         assert backend.dialect.ids and backend.dialect.logprobs and not backend.dialect.whole
+        assert backend.info.n_ctx == 2048  # of a slot, not of the model
         backend.close()
 
     @pytest.mark.parametrize("reply", [{}, {"tokens": []}, {"tokens": ["x"]}])
