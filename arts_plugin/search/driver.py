@@ -172,9 +172,11 @@ class SearchDriver:
     def _deliver(self, results: list[StepResult]) -> None:
         arrived = [(result, *self._flights.pop(id(result.state))) for result in results]
         live = [(result, search, flight) for result, search, flight in arrived if search.landed(result, flight)]
-        roots = [search for search in dict.fromkeys(search for _, search, _ in live) if search.root_unscored()]
+        # What failed has no hidden state, nor any worth.
+        judged = [(result, search, flight) for result, search, flight in live if not result.error]
+        roots = [search for search in dict.fromkeys(search for _, search, _ in judged) if search.root_unscored()]
         views = [search.root_view() for search in roots] + [
-            search.view(result, flight) for result, search, flight in live
+            search.view(result, flight) for result, search, flight in judged
         ]
         try:
             scores = self.score(views)
@@ -184,12 +186,14 @@ class SearchDriver:
             raise
         read = getattr(self.verifier, "tokens_read", None)  # verifiers with a model of their own have it
         if read is not None:
-            for search, view in zip([*roots, *(search for _, search, _ in live)], views, strict=True):
+            for search, view in zip([*roots, *(search for _, search, _ in judged)], views, strict=True):
                 search.tree.cost.verifier_tokens += read(view.handle)
         for search, score in zip(roots, scores[: len(roots)], strict=True):
             search.score_root(score)
         told: dict[Search, list[tuple[StepResult, Flight, float]]] = {}
-        for (result, search, flight), score in zip(live, scores[len(roots) :], strict=True):
+        rest = iter(scores[len(roots) :])
+        for result, search, flight in live:
+            score = -math.inf if result.error else next(rest)
             told.setdefault(search, []).append((result, flight, score))
         for search, group in told.items():
             self._note(search, search.tell(group))

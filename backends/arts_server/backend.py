@@ -25,7 +25,6 @@ from arts_plugin.randomness import branch_key
 from arts_plugin.settings import AUTO_SLOTS, Settings, grammar_of
 from arts_plugin.steps import Delimiter, StepScanner
 from arts_server.dialect import Dialect, name_digest, probe
-from arts_server.faults import RefusedError
 from arts_server.features import PoolingServer
 from arts_server.likelihood import loglikelihood
 from arts_server.reader import Landed, StepReader
@@ -201,7 +200,13 @@ class ServerBackend:
         self.stats.decodes += 1
         self.stats.occupied += self._active
         # In the order of submission, as far as they came together.
-        results = [self._settle(landed) for landed in sorted(arrived, key=_number) if self._wanted(landed)]
+        wanted = [landed for landed in sorted(arrived, key=_number) if self._wanted(landed)]
+        if fatal := next((landed.error for landed in wanted if landed.fatal), None):
+            for landed in wanted:  # all stay submitted, so that they can be cancelled, or come with the next call
+                if not landed.fatal:
+                    self._landed.put(landed)
+            raise fatal
+        results = [self._settle(landed) for landed in wanted]
         self.stats.decode_seconds += time.perf_counter() - began
         return results
 
@@ -210,8 +215,6 @@ class ServerBackend:
 
     def _settle(self, landed: Landed) -> StepResult:
         state, run, outcome = landed.state, landed.run, landed.outcome
-        if landed.error is not None and not isinstance(landed.error, RefusedError):
-            raise landed.error
         self._forget(run)
         self._active -= 1
         state.run, state.origin = None, None
@@ -248,13 +251,13 @@ class ServerBackend:
     def _groups(self) -> Iterator[list[tuple[ServerState, Run]]]:
         """What goes into one request: siblings that have not moved, are numbered in sequence and may take as many tokens."""
         order = sorted(self._queue, key=lambda pair: (id(pair[0].origin), pair[1].max_tokens, pair[0].index))
-        for (origin, _, _), members in groupby(
+        for _, members in groupby(
             enumerate(order), key=lambda e: (id(e[1][0].origin), e[1][1].max_tokens, e[1][0].index - e[0])
         ):
             group = [pair for _, pair in members]
             state = group[0][0]
             together = self.dialect.many and self.dialect.whole and not state.question.streams
-            if origin != id(None) and together and state.question.generation.sampling.temperature > 0:
+            if state.origin is not None and together and state.question.generation.sampling.temperature > 0:
                 yield group
             else:
                 yield from ([pair] for pair in group)

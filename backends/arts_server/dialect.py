@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import math
 from collections.abc import Sequence
@@ -10,7 +11,8 @@ from typing import Any, Literal
 
 from arts_plugin.backend import Sampling
 from arts_plugin.errors import ModelError
-from arts_server.faults import RefusedError, RetryError
+from arts_server.faults import RefusedError, RetryError, ServerError, reading
+from arts_server.pieces import pieces
 from arts_server.replicas import Replica
 from arts_server.transport import Transport
 
@@ -18,6 +20,7 @@ COMPLETIONS = "/v1/completions"
 Tokenizer = Literal["vllm", "llama-server", "llama-cpp-python"]
 _LONG = 1 << 16
 _PROBE = "One, two, three, four,"
+_PAUSES = (0.25, 0.5, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +105,12 @@ def payload(
     # Not in OpenAI's API, but every engine's; llama.cpp's servers have defaults of their own for what is left out.
     body["top_k"] = sampling.top_k or (-1 if dialect.owner == "sglang" else 0)
     body["min_p"] = sampling.min_p
-    if sampling.repetition_penalty != 1:
-        llama = dialect.tokenizer in {"llama-server", "llama-cpp-python"}
-        body["repeat_penalty" if llama else "repetition_penalty"] = sampling.repetition_penalty
-        if llama:
-            body["repeat_last_n"] = dialect.n_ctx or _LONG  # all of the prompt, as elsewhere
+    # vLLM takes what is left out from the model's generation_config.json.
+    llama = dialect.tokenizer in {"llama-server", "llama-cpp-python"}
+    body["repeat_penalty" if llama else "repetition_penalty"] = sampling.repetition_penalty
+    body["presence_penalty"] = body["frequency_penalty"] = 0.0
+    if llama and sampling.repetition_penalty != 1:
+        body["repeat_last_n"] = dialect.n_ctx or _LONG  # all of the prompt, as elsewhere
     if sampling.logit_bias:
         body["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
     if n > 1:
@@ -123,6 +127,7 @@ def payload(
     return body
 
 
+@reading("a reply")
 def read_choices(reply: dict[str, Any], wanted: int, dialect: Dialect) -> list[Choice]:
     """The choices of a reply, in order of their index; fewer than `wanted` where the server ignores `n`.
 
@@ -145,6 +150,7 @@ def read_choices(reply: dict[str, Any], wanted: int, dialect: Dialect) -> list[C
     return [found[index] for index in sorted(found)]
 
 
+@reading("a choice")
 def read_choice(raw: dict[str, Any], dialect: Dialect) -> Choice:
     """One of them (or, of a stream, what an event adds).
 
@@ -163,7 +169,7 @@ def read_choice(raw: dict[str, Any], dialect: Dialect) -> Choice:
     elif isinstance(told, dict) and told.get("tokens"):
         texts, logprobs = list(told["tokens"]), [_finite(value) for value in told.get("token_logprobs") or ()]
     ids = [int(token) for token in ids] if dialect.ids else []
-    if dialect.ids and len(ids) != len(texts) and not (finish and len(ids) > len(texts)):
+    if dialect.ids and len(ids) != len(texts) and not (finish and len(ids) == len(texts) + 1):
         raise RetryError(f"{len(ids)} token ids for {len(texts)} tokens")
     if logprobs and len(logprobs) != len(texts):
         raise RetryError(f"{len(logprobs)} log-probabilities for {len(texts)} tokens")
@@ -193,31 +199,8 @@ def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def pieces(tokens: Sequence[str], text: str) -> list[bytes]:
-    """The bytes that each token stands for.
-
-    A token that is not in the text is a control token and stands for none; the last may go beyond it, where the text
-    was cut at a stop string. A token that ends inside a character comes as an empty string and the character with the one
-    after it: each gets some of its bytes.
-    """
-    found: list[bytes] = []
-    at = empty = 0
-    for token in tokens:
-        left = text[at:]
-        if left.startswith(token):
-            at += len(token)
-        elif not (left and token.startswith(left)):
-            token = ""
-        data = token.encode()
-        if not token:
-            empty += 1
-        elif empty:
-            shared = min(empty, len(data) - 1) if not token.isascii() else 0
-            for i in range(shared):
-                found[len(found) - empty + i] = data[i : i + 1]
-            data, empty = data[shared:], 0
-        found.append(data)
-    return found
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 async def probe(transport: Transport, replica: Replica, model: str | None) -> Dialect:
@@ -243,13 +226,17 @@ async def probe(transport: Transport, replica: Replica, model: str | None) -> Di
         "stop": ["\0never"],
     }
     reply = await _first_accepted(transport, replica, body)
-    choices = [choice for choice in reply.get("choices") or () if isinstance(choice, dict)]
+    choices = [choice for choice in _list(reply.get("choices")) if isinstance(choice, dict)]
     if not choices:
         raise ModelError(f"{replica.root} completes no text: {reply!r:.300}")
-    told = [choice.get("logprobs") or {} for choice in choices]
+    told = [_dict(choice.get("logprobs")) for choice in choices]
     by_entry = all(_listed(one) for one in told)
-    ids = tokens is not None and (by_entry or all(isinstance(choice.get("token_ids"), list) for choice in choices))
-    meta = entry.get("meta") or {}  # llama-server's: of one slot, and of the model
+    # Ids without the tokens' texts do not say which of them a step keeps.
+    by_token = all(
+        one.get("tokens") and isinstance(c.get("token_ids"), list) for one, c in zip(told, choices, strict=True)
+    )
+    ids = tokens is not None and (by_entry or by_token)
+    meta = _dict(entry.get("meta"))  # llama-server's: of one slot, and of the model
     n_ctx = entry.get("max_model_len") or meta.get("n_ctx") or meta.get("n_ctx_train")
     return Dialect(
         model=name,
@@ -258,7 +245,7 @@ async def probe(transport: Transport, replica: Replica, model: str | None) -> Di
         whole=ids and all("stop_reason" in choice for choice in choices),
         logprobs=by_entry or all(one.get("token_logprobs") for one in told),
         tokenizer=tokenizer,
-        n_ctx=int(n_ctx) if n_ctx else None,
+        n_ctx=n_ctx if isinstance(n_ctx, int) and n_ctx > 0 else None,
         owner=str(entry.get("owned_by", "")),
     )
 
@@ -291,8 +278,12 @@ async def _tokenizer(transport: Transport, replica: Replica, model: str) -> tupl
     both = {"model": model, "prompt": _PROBE, "content": _PROBE, "add_special_tokens": False, "add_special": False}
     for path, body in (("/tokenize", both), ("/extras/tokenize", {"input": _PROBE})):
         try:
-            reply = await transport.ask(replica, path, body)
-        except Exception:
+            reply = await _steady(transport, replica, path, body)
+        except (RefusedError, ServerError):
+            continue
+        except RetryError as error:
+            if error.passing:
+                raise
             continue
         tokens = reply.get("tokens")
         if isinstance(tokens, list) and tokens and all(isinstance(token, int) for token in tokens):
@@ -300,6 +291,18 @@ async def _tokenizer(transport: Transport, replica: Replica, model: str) -> tupl
                 return "llama-cpp-python", tokens
             return ("vllm" if "max_model_len" in reply or "count" in reply else "llama-server"), tokens
     return None, None
+
+
+async def _steady(transport: Transport, replica: Replica, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """A reply at the start, where a failure that passes must not be taken for something that the server cannot do."""
+    for pause in _PAUSES:
+        try:
+            return await transport.ask(replica, path, body)
+        except RetryError as error:
+            if not error.passing:
+                raise
+        await asyncio.sleep(pause)
+    return await transport.ask(replica, path, body)
 
 
 async def _first_accepted(transport: Transport, replica: Replica, body: dict[str, Any]) -> dict[str, Any]:
@@ -315,7 +318,9 @@ async def _first_accepted(transport: Transport, replica: Replica, body: dict[str
     refused: Exception | None = None
     for attempt in attempts:
         try:
-            return await transport.ask(replica, COMPLETIONS, attempt)
+            return await _steady(transport, replica, COMPLETIONS, attempt)
         except (RefusedError, RetryError) as error:
+            if isinstance(error, RetryError) and error.passing:
+                raise
             refused = error
     raise ModelError(f"{replica.root} completes no text: {refused}")

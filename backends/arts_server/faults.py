@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from arts_plugin.errors import ArtsError
+from arts_plugin.errors import ArtsError, SettingsError
 
+KEY = "ARTS_API_KEY"
+"""The environment variable with the servers' key. Not OPENAI_API_KEY, which is meant for another address."""
 _SHOWN = 300
 _AGAIN = frozenset({408, 409, 425, 429})
+_PASSING = frozenset({408, 425, 429, 502, 503, 504})
 
 
 class ServerError(ArtsError):
@@ -26,15 +32,40 @@ class RetryError(Exception):
     Attributes:
         after: seconds that the server asks for, if it does.
         busy: whether it only has too much to do (429), which is no failure of the replica.
+        passing: whether it says nothing of what the server can do: it is starting, overloaded or cannot be reached.
     """
 
-    def __init__(self, message: str, after: float | None = None, busy: bool = False) -> None:
+    def __init__(self, message: str, after: float | None = None, *, busy: bool = False, passing: bool = False) -> None:
         super().__init__(message)
-        self.after, self.busy = after, busy
+        self.after, self.busy, self.passing = after, busy, passing
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """What Python says of a reply whose fields are of other types than they should be, as `RetryError`."""
+    try:
+        yield
+    except (TypeError, ValueError, AttributeError, LookupError, RecursionError) as error:
+        raise RetryError(f"{what} makes no sense: {type(error).__name__}: {shorten(str(error))}") from error
+
+
+def api_key() -> str | None:
+    """The servers' key, if there is one.
+
+    Raises:
+        SettingsError: no HTTP header can hold it; the message does not show it.
+    """
+    key = os.environ.get(KEY, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise SettingsError(f"{KEY} has a character that no HTTP header can hold; set it to the key alone")
+    return key or None
 
 
 def shorten(text: str) -> str:
     """What can be shown of a reply."""
+    key = os.environ.get(KEY, "").strip()
+    if key:  # some proxies show what they were sent
+        text = text.replace(key, "***")
     clean = "".join(c if c.isprintable() else " " for c in text.strip())
     return clean if len(clean) <= _SHOWN else clean[:_SHOWN] + "..."
 
@@ -59,7 +90,8 @@ def check_status(status: int, headers: Any, body: bytes, where: str) -> None:
     if status == 501:
         raise ServerError(f"{where} answers 501: {said}; it does not do that with this model")
     if status in _AGAIN or status >= 500:
-        raise RetryError(f"{where} answers {status}: {said}", _seconds(headers.get("retry-after")), status == 429)
+        after = _seconds(headers.get("retry-after"))
+        raise RetryError(f"{where} answers {status}: {said}", after, busy=status == 429, passing=status in _PASSING)
     raise RefusedError(f"{where} refuses the request ({status}): {said}")
 
 
@@ -72,7 +104,7 @@ def parse(body: bytes, where: str) -> dict[str, Any]:
     """
     try:
         reply = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise RetryError(f"{where} answers what is no JSON: {shorten(body.decode('utf-8', 'replace'))!r}") from None
     if not isinstance(reply, dict):
         raise RetryError(f"{where} answers {shorten(json.dumps(reply))}, which is no object")
@@ -91,7 +123,7 @@ def _message(body: bytes) -> str:
     text = body.decode("utf-8", "replace")
     try:
         reply = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return shorten(text) or "nothing"
     for key in ("error", "detail", "message"):
         if isinstance(reply, dict) and reply.get(key):

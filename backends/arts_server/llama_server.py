@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterable
 from dataclasses import replace
 
-from arts_server.dialect import Choice, pieces
+from arts_server.dialect import Choice
 from arts_server.faults import RetryError
+from arts_server.pieces import pieces
 from arts_server.replicas import Replica
 from arts_server.transport import Transport
 

@@ -11,7 +11,7 @@ from typing import Any
 from arts_plugin.backend import FloatArray
 from arts_plugin.steps import StepScanner
 from arts_server.dialect import COMPLETIONS, Choice, Dialect, payload, read_choice, read_choices
-from arts_server.faults import RetryError
+from arts_server.faults import RefusedError, RetryError, reading
 from arts_server.features import PoolingServer
 from arts_server.llama_server import Mender
 from arts_server.replicas import Replica
@@ -32,6 +32,11 @@ class Landed:
     scanner: StepScanner | None = None
     feature: FloatArray | None = None
     error: BaseException | None = None
+
+    @property
+    def fatal(self) -> bool:
+        """Whether it ends more than its own trace."""
+        return self.error is not None and not isinstance(self.error, RefusedError)
 
 
 class StepReader:
@@ -59,7 +64,10 @@ class StepReader:
                 works = [self._finish(*group[0], None)]
 
             async def one(i: int, work: Any) -> None:
-                landed = await work
+                try:
+                    landed = await work
+                except RefusedError as error:  # of this member alone
+                    landed = Landed(*group[i], error=error)
                 del waiting[i]
                 tell(landed)
 
@@ -94,11 +102,11 @@ class StepReader:
         question, before = state.question, len(state.tokens)
         outcome = None
         if choice is not None:
-            outcome = take(progress, choice, question, before, run.max_tokens)
+            outcome = take(progress, choice, question, before, run.max_tokens, self.dialect.ids)
         while outcome is None:
             if self.dialect.whole and not question.streams:
                 choice = await self._next(state, run, progress)
-                outcome = take(progress, choice, question, before, run.max_tokens)
+                outcome = take(progress, choice, question, before, run.max_tokens, self.dialect.ids)
             else:
                 progress, outcome = await self._streamed(state, run)
         return Landed(state, run, outcome, progress.scanner, await self._feature(state, outcome))
@@ -128,10 +136,11 @@ class StepReader:
 
     def _book(self, question: Question, reply: dict[str, Any], body: dict[str, Any]) -> None:
         """Prompt tokens as the server counts them."""
-        usage = reply.get("usage") or {}
-        sent = usage.get("prompt_tokens")
+        with reading("usage"):
+            usage = reply.get("usage") or {}
+            sent = usage.get("prompt_tokens")
+            cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
         question.sent += sent if isinstance(sent, int) else len(body["prompt"]) if self.dialect.ids else 0
-        cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
         question.cached += cached if isinstance(cached, int) else 0
 
     async def _streamed(self, state: ServerState, run: Run) -> tuple[Progress, Outcome]:
@@ -148,7 +157,7 @@ class StepReader:
             async with aclosing(stream), aclosing(mended) as choices:
                 async for choice in choices:
                     run.decoded += max(len(choice.pieces), len(choice.ids))
-                    outcome = take(progress, choice, question, before, run.max_tokens)
+                    outcome = take(progress, choice, question, before, run.max_tokens, self.dialect.ids)
                     if outcome is not None:
                         return progress, outcome
             raise RetryError(f"{replica.root}{COMPLETIONS}: a stream ended without saying why")
@@ -156,14 +165,20 @@ class StepReader:
         return await self.transport.persist(work, question)
 
     async def _stream(self, replica: Replica, body: dict[str, Any], question: Question) -> AsyncGenerator[Choice]:
-        booked = False
-        async with aclosing(self.transport.events(replica, COMPLETIONS, body)) as events:
-            async for event in events:
-                if not booked and isinstance(timings := event.get("timings"), dict):
-                    booked = _book_timings(question, timings)
-                for raw in event.get("choices") or ():
-                    if isinstance(raw, dict):
-                        yield read_choice(raw, self.dialect)
+        booked = begun = False
+        try:
+            async with aclosing(self.transport.events(replica, COMPLETIONS, body)) as events:
+                async for event in events:
+                    begun = True
+                    if not booked and isinstance(timings := event.get("timings"), dict):
+                        booked = _book_timings(question, timings)
+                    choices = event.get("choices")
+                    for raw in choices if isinstance(choices, list) else ():
+                        if isinstance(raw, dict):
+                            yield read_choice(raw, self.dialect)
+        finally:
+            if begun and not booked and self.dialect.ids:  # it does not say, or would have with its last event
+                question.sent += len(body["prompt"])
 
     async def _feature(self, state: ServerState, outcome: Outcome) -> FloatArray | None:
         if self.pooling is None or not self.dialect.ids:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from arts_plugin.errors import SettingsError
@@ -23,14 +23,18 @@ class Replica:
     Attributes:
         root: its address, without `/v1`.
         in_flight: branches that it works on for us.
-        failures: those since its last success.
+        failures: those since its last success. What fails together, or began before the last one was known, is one.
+        failed_at: when the last was counted.
+        reason: what it was.
     """
 
     root: str
     in_flight: int = 0
     failures: int = 0
     until: float = 0.0
-    trying: bool = field(default=False)
+    trying: bool = False
+    failed_at: float = float("-inf")
+    reason: str = ""
 
     def ready(self) -> bool:
         """Whether a request may go there now."""
@@ -38,21 +42,26 @@ class Replica:
             return True
         return not self.trying and time.monotonic() >= self.until
 
-    def begin(self) -> None:
-        """A request is on its way; beyond the limit of failures it is a trial, and the only one."""
+    def begin(self) -> float:
+        """A request is on its way; beyond the limit of failures it is a trial, and the only one. The time, which `failed`
+        wants."""
         self.trying = self.failures >= FAILURES
+        return time.monotonic()
 
     def succeeded(self) -> None:
         """It answered."""
         self.failures, self.trying = 0, False
 
-    def failed(self) -> None:
-        """It did not; each failure beyond the limit doubles the rest."""
-        self.failures += 1
+    def failed(self, began: float, reason: object) -> None:
+        """A request that began then was not answered; each failure beyond the limit doubles the rest."""
         self.trying = False
+        if began < self.failed_at:  # a server that goes down takes all its connections with it
+            return
+        self.failed_at, self.reason = time.monotonic(), str(reason)
+        self.failures += 1
         if self.failures >= FAILURES:
             beyond = min(self.failures - FAILURES, 16)
-            self.until = time.monotonic() + min(_LONGEST_REST, FIRST_REST * 2.0**beyond)
+            self.until = self.failed_at + min(_LONGEST_REST, FIRST_REST * 2.0**beyond)
 
 
 def addresses(text: str | None, option: str = "base_url", user: str = "backend=server") -> list[str]:
@@ -66,9 +75,14 @@ def addresses(text: str | None, option: str = "base_url", user: str = "backend=s
         address = part.strip().rstrip("/")
         if not address:
             continue
-        parts = urlsplit(address)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise SettingsError(f"{option} has {address!r}; an address looks like http://127.0.0.1:8000/v1")
+        shown = "an address with a user in it" if "@" in address else repr(address)
+        try:
+            parts = urlsplit(address)
+            good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            good = False
+        if not good:
+            raise SettingsError(f"{option} has {shown}; an address looks like http://127.0.0.1:8000/v1")
         if parts.username or parts.password or parts.query or parts.fragment:
             raise SettingsError(
                 f"{option} has more in it than an address ({parts.scheme}://{parts.hostname}...): a key comes from the "
@@ -82,14 +96,22 @@ def addresses(text: str | None, option: str = "base_url", user: str = "backend=s
     return roots
 
 
-def choose(replicas: Sequence[Replica], home: Replica | None, branches: int, share: float) -> Replica | None:
+def choose(
+    replicas: Sequence[Replica],
+    home: Replica | None,
+    branches: int,
+    share: float,
+    avoid: Collection[Replica] = (),
+) -> Replica | None:
     """Where a request of so many branches goes: to its question's home, which has its prompt in the cache, unless that one
     has more than its share of the work and another is less busy. None while all are left alone.
 
     Args:
         share: branches that each replica would have, were all alike.
+        avoid: those that have just failed this request; they are asked again if no other is ready.
     """
     ready = [replica for replica in replicas if replica.ready()]
+    ready = [replica for replica in ready if replica not in avoid] or ready
     if not ready:
         return None
     idlest = min(ready, key=lambda replica: replica.in_flight)

@@ -1,4 +1,5 @@
-"""States of traces that live on a server: here they are tokens, text and the numbers that seed what comes next."""
+"""States of traces that live on a server: here they are tokens, text and a place in the tree, which seeds what
+comes next."""
 
 from __future__ import annotations
 

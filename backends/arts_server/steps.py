@@ -24,12 +24,15 @@ class Outcome:
     cut_tokens: int = 0
 
 
-def take(progress: Progress, choice: Choice, question: Question, before: int, max_tokens: int) -> Outcome | None:
+def take(
+    progress: Progress, choice: Choice, question: Question, before: int, max_tokens: int, exact: bool = True
+) -> Outcome | None:
     """Read a continuation into `progress`; the step's outcome if it has ended, None if it goes on.
 
     Args:
         before: tokens of the trace before this step.
         max_tokens: tokens of the step, at most.
+        exact: whether each piece is a token; of a server without token ids it may be several.
     """
     pieces = list(choice.pieces)
     by_token = choice.finish == "stop" and choice.stop_reason is None
@@ -51,8 +54,10 @@ def take(progress: Progress, choice: Choice, question: Question, before: int, ma
             return _rest(progress, "length")
     if by_token:
         return _over(progress, "eos")
-    if choice.finish == "length":  # the server has a limit of its own
-        return _over(progress, "length")
+    if choice.finish == "length":
+        if not exact and progress.ids and before + max_tokens < question.limit:
+            return _rest(progress, "length")  # by the limit that we gave it
+        return _over(progress, "length")  # the server has a limit of its own
     return None
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
-import os
 import random
 import threading
 import time
@@ -16,15 +15,14 @@ from typing import Any, Protocol, TypeVar, cast
 
 import httpx
 
-from arts_server.faults import RetryError, ServerError, check_status, parse
+from arts_server.faults import RefusedError, RetryError, ServerError, api_key, check_status, parse
 from arts_server.replicas import Replica, choose
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-KEY = "ARTS_API_KEY"
-"""The environment variable with the servers' key. Not OPENAI_API_KEY, which is meant for another address."""
 LONGEST_REPLY = 1 << 28
+_LONGEST_ERROR = 1 << 16
 _CONNECT = 10.0
 FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 TICK = 0.1
@@ -48,7 +46,7 @@ class Transport:
     def __init__(self, roots: Sequence[str], timeout: float, max_retries: int, slots: int) -> None:
         self.replicas = [Replica(root) for root in roots]
         self.timeout, self.max_retries, self.slots = timeout, max_retries, slots
-        key = os.environ.get(KEY)
+        key = api_key()
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
         self._client: httpx.AsyncClient | None = None
         self._loop = asyncio.new_event_loop()
@@ -87,11 +85,12 @@ class Transport:
         found: list[T] = []
         down: list[str] = []
         for replica in self.replicas:
+            began = time.monotonic()
             try:
                 found.append(self.do(work(replica)))
             except RetryError as error:
                 down.append(str(error))
-                replica.failed()
+                replica.failed(began, error)
         if not found:
             raise ServerError(f"no server can be reached: {'; '.join(down)}. Is it running, and is {option} right?")
         for problem in down:
@@ -160,12 +159,12 @@ class Transport:
                 self._http().stream(method, where, json=payload, headers=self._headers) as response,
             ):
                 if not response.is_success:
-                    check_status(response.status_code, response.headers, await response.aread(), where)
+                    check_status(response.status_code, response.headers, await _beginning(response), where)
                 yield response
         except TimeoutError as error:
             raise RetryError(f"{where} took more than {self.timeout:g} s (timeout=)") from error
         except httpx.HTTPError as error:
-            raise RetryError(f"{where}: {type(error).__name__} {error}".rstrip()) from error
+            raise RetryError(f"{where}: {type(error).__name__} {error}".rstrip(), passing=True) from error
         except httpx.InvalidURL as error:
             raise ServerError(f"{where} is no address: {error}") from error
 
@@ -201,9 +200,10 @@ class Transport:
         """`work` at one replica after the other, until one is good."""
         began = time.monotonic()
         failures = pauses = 0
+        tried: set[Replica] = set()  # since the last pause
         while True:
-            replica = await self._ready(of, branches)
-            replica.begin()
+            replica = await self._ready(of, branches, tried)
+            attempted = replica.begin()
             replica.in_flight += branches
             try:
                 found = await work(replica)
@@ -213,15 +213,20 @@ class Transport:
                     if time.monotonic() - began > self.timeout:
                         raise ServerError(f"{error}; it was too busy for {self.timeout:g} s (timeout=)") from error
                 else:
-                    replica.failed()
+                    replica.failed(attempted, error)
                     failures += 1
                     if failures > self.max_retries:
                         raise ServerError(
                             f"{error}; given up after {failures} attempts (max_retries={self.max_retries})"
                         ) from error
                 pauses += 1
-                if error.busy or not any(other.ready() for other in self.replicas if other is not replica):
+                tried.add(replica)
+                if not any(other.ready() for other in self.replicas if other not in tried):
                     await asyncio.sleep(_pause(pauses, error.after))
+                    tried = {replica}
+            except RefusedError:  # which is an answer
+                replica.succeeded()
+                raise
             except BaseException:
                 replica.trying = False
                 raise
@@ -231,35 +236,61 @@ class Transport:
             finally:
                 replica.in_flight -= branches
 
-    async def _ready(self, of: Homed | None, branches: int) -> Replica:
+    async def _ready(self, of: Homed | None, branches: int, tried: set[Replica]) -> Replica:
         while True:
             home = of.home if of else None
-            found = choose(self.replicas, home, branches, self.slots / len(self.replicas))
+            found = choose(self.replicas, home, branches, self.slots / len(self.replicas), tried)
             if found is not None:
                 if of is not None and (home is None or not home.ready()):
                     of.home = found
                 return found
-            if all(replica.failures > self.max_retries for replica in self.replicas):
+            if all(replica.failures > self.max_retries and not replica.trying for replica in self.replicas):
                 # Each request may have failed only now and then, and yet there is nobody left to ask.
-                worst = ", ".join(f"{r.root} failed {r.failures} times in a row" for r in self.replicas)
+                worst = ", ".join(f"{r.root} failed {r.failures} times in a row ({r.reason})" for r in self.replicas)
                 raise ServerError(f"{worst}; given up (max_retries={self.max_retries})")
             await asyncio.sleep(TICK)
 
     async def events(self, replica: Replica, path: str, payload: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
         """A streamed reply's events, one attempt; closing it closes the connection."""
         where = replica.root + path
-        opened = self._open("POST", replica, path, payload)
-        async with opened as response, aclosing(cast(AsyncGenerator[str], response.aiter_lines())) as lines:
+        async with self._open("POST", replica, path, payload) as response, aclosing(_lines(response, where)) as lines:
             async for line in lines:
-                if not line.startswith("data:"):
-                    if line.startswith("{"):  # an error, which some servers send instead of a stream
-                        parse(line.encode(), where)
+                if not line.startswith(b"data:"):
+                    if line.startswith(b"{"):  # an error, which some servers send instead of a stream
+                        parse(line, where)
                     continue
                 data = line[5:].strip()
-                if data == "[DONE]":
+                if data == b"[DONE]":
                     return
-                yield parse(data.encode(), where)
+                yield parse(data, where)
             raise RetryError(f"{where}: the stream broke off")
+
+
+async def _beginning(response: httpx.Response) -> bytes:
+    """As much of an error's body as anyone wants to see."""
+    body = bytearray()
+    async with aclosing(cast(AsyncGenerator[bytes], response.aiter_bytes())) as chunks:
+        async for chunk in chunks:
+            body += chunk
+            if len(body) >= _LONGEST_ERROR:
+                break
+    return bytes(body[:_LONGEST_ERROR])
+
+
+async def _lines(response: httpx.Response, where: str) -> AsyncGenerator[bytes]:
+    """A reply's lines, as server-sent events have them. (httpx also ends one at U+2028 and the like, which a JSON string may
+    hold as it is.)"""
+    rest = bytearray()
+    async with aclosing(cast(AsyncGenerator[bytes], response.aiter_bytes())) as chunks:
+        async for chunk in chunks:
+            rest += chunk
+            *whole, rest = rest.split(b"\n")
+            for line in whole:
+                yield bytes(line.rstrip(b"\r"))
+            if len(rest) > LONGEST_REPLY:
+                raise RetryError(f"{where} streams a line of more than {LONGEST_REPLY >> 20} MiB")
+    if rest:
+        yield bytes(rest)
 
 
 def _pause(attempt: int, asked: float | None) -> float:

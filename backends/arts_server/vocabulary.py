@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from arts_plugin.backend import Message, Prompt
 from arts_plugin.errors import ModelError
 from arts_plugin.randomness import digest
 from arts_server.dialect import Dialect
-from arts_server.faults import RefusedError
+from arts_server.faults import RefusedError, RetryError
 from arts_server.transport import Transport
 
 _LOOKS_SPECIAL = re.compile("<[^<>\\s]{1,40}>|\\[/?[A-Z_]{2,24}\\]|[\ue000\ue001]")
 """What may be a special token in some vocabulary; whether it is one, the server is asked."""
+_KNOWN, _AT_ONCE = 4096, 16
 _NO_TEMPLATE = (
     "the server does not apply its model's chat template to a prompt that is to be continued; give chat_template= a Jinja "
     "file, or use chat=plain"
@@ -80,28 +82,51 @@ class ServerVocabulary:
         if not self.dialect.ids:
             return stand_ins(re.findall(r"\s*\S+|\s+", text))
         clean = text.encode("utf-8", "replace").decode()
+        self._learn(_LOOKS_SPECIAL.findall(clean))
         tokens: list[int] = []
         at = 0
         for match in _LOOKS_SPECIAL.finditer(clean):
-            if self._is_special(match.group()):
+            if self._special[match.group()]:
                 # Cut in two, it is nobody's special token.
                 middle = match.start() + 1
                 tokens += self._tokens(clean[at:middle], False)
                 at = middle
         return tokens + self._tokens(clean[at:], False)
 
-    def _is_special(self, text: str) -> bool:
-        if text not in self._special:
-            self._special[text] = len(text) > 1 and len(self._tokens(text, False)) == 1
-        return self._special[text]
+    def _learn(self, texts: Iterable[str]) -> None:
+        """Ask which of them are special tokens, several at once: a page of HTML has hundreds."""
+        unknown = [text for text in dict.fromkeys(texts) if text not in self._special]
+        if len(self._special) + len(unknown) > _KNOWN:
+            self._special.clear()
+            unknown = list(dict.fromkeys(texts))
+
+        async def ask() -> list[bool]:
+            gate = asyncio.Semaphore(_AT_ONCE)
+
+            async def one(text: str) -> bool:
+                async with gate:
+                    tokens = await self.transport.post("/tokenize", self._request(text, False), read=_token_list)
+                return len(text) > 1 and len(tokens) == 1
+
+            async with asyncio.TaskGroup() as tasks:
+                asked = [tasks.create_task(one(text)) for text in unknown]
+            return [task.result() for task in asked]
+
+        if unknown:
+            try:
+                self._special.update(zip(unknown, self.transport.do(ask()), strict=True))
+            except BaseExceptionGroup as failed:
+                raise failed.exceptions[0] from None
 
     def _tokens(self, text: str, special: bool) -> list[int]:
         """As the server has it: special tokens in `text` count; `special` asks for BOS."""
         if not text:
             return []
-        body = {"model": self.dialect.model, "prompt": text, "content": text}
-        body |= {"add_special_tokens": special, "add_special": special}  # type: ignore[dict-item]
-        return [int(token) for token in self._ask("/tokenize", body, "tokens")]
+        return self.transport.do(self.transport.post("/tokenize", self._request(text, special), read=_token_list))
+
+    def _request(self, text: str, special: bool) -> dict[str, Any]:
+        both = {"prompt": text, "content": text, "add_special_tokens": special, "add_special": special}
+        return {"model": self.dialect.model, **both}
 
     def _ask(self, path: str, body: dict[str, Any], key: str) -> Any:
         reply: dict[str, Any] = self.transport.do(self.transport.post(path, body))
@@ -116,7 +141,9 @@ class ServerVocabulary:
         Raises:
             ModelError: there is none, or it refuses the messages.
         """
-        marks = {text for m in messages for text in _LOOKS_SPECIAL.findall(m["content"]) if self._hides(text)}
+        looks = [text for m in messages for text in _LOOKS_SPECIAL.findall(m["content"])] if self.dialect.ids else []
+        self._learn(looks)
+        marks = {text for text in looks if self._special[text]}
         text, tokens = chat.encode(
             messages,
             chat.special_pattern(marks),
@@ -127,9 +154,6 @@ class ServerVocabulary:
         if bos and tokens[: len(bos)] != bos:
             tokens = [*bos, *tokens]
         return Prompt(text, tuple(tokens), chat.last_user(messages))
-
-    def _hides(self, text: str) -> bool:
-        return self.dialect.ids and self._is_special(text)
 
     def _rendered(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
         if self._own is not None:
@@ -162,6 +186,13 @@ class ServerVocabulary:
         except RefusedError as error:
             raise ModelError(f"the server's chat template refuses: {error}") from error
         raise ModelError(_NO_TEMPLATE)
+
+
+def _token_list(reply: dict[str, Any]) -> list[int]:
+    tokens = reply.get("tokens")
+    if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
+        raise RetryError(f"/tokenize answers with what is no list of tokens: {reply!r:.200}")
+    return tokens
 
 
 def stand_ins(texts: Sequence[str]) -> list[int]:

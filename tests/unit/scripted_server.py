@@ -51,7 +51,11 @@ class ScriptedServer:
 
     Attributes:
         faults: what to do instead of answering, one completion (or judgement) request each; see `Handler.fail`.
+        other_faults: the same, of all other requests with a body and of the probe's.
+        spell: how it writes a token alone, beside what it stands for.
+        alter: changes a choice before it is sent.
         judged: the requests for judgements.
+        asked: the paths of all requests with a body.
     """
 
     def __init__(
@@ -71,6 +75,10 @@ class ScriptedServer:
         self.judged: list[dict[str, Any]] = []
         self.most_judging = self.judging = 0
         self.faults: deque[str | None] = deque()
+        self.other_faults: deque[str | None] = deque()
+        self.spell: Callable[[str], str] = str
+        self.alter: Callable[[dict[str, Any]], Any] = lambda choice: None
+        self.asked: list[str] = []
         self.refuse: Callable[[str], bool] = lambda prompt: False
         self.seen: list[dict[str, Any]] = []
         self.keys: set[str | None] = set()
@@ -141,6 +149,13 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         self.owner.keys.add(self.headers.get("authorization"))
         vllm = self.owner.dialect == "vllm"
+        with self.owner.lock:
+            self.owner.asked.append(self.path)
+            others = self.owner.other_faults
+            mine = self.path != "/v1/completions" or body.get("max_tokens") == 2
+            fault = others.popleft() if others and mine else None
+        if fault is not None and self.fail(fault, body):
+            return
         if self.path == "/tokenize" and vllm:
             text = body["prompt"] if "prompt" in body else self.chat(body["messages"])
             self.answer({"tokens": list(text.encode()), "count": 0, "max_model_len": 4096})
@@ -284,12 +299,14 @@ class Handler(BaseHTTPRequestHandler):
         if self.owner.dialect == "vllm":
             decoder = codecs.getincrementaldecoder("utf-8")()  # a character comes with its last token
             texts = ["<end>" if token == EOS else decoder.decode(bytes([token])) for token in ids]
+            texts = [self.owner.spell(text) for text in texts]
             made["logprobs"] = {"tokens": texts, "token_logprobs": [-0.5] * len(ids)}
             made |= {"token_ids": ids, "stop_reason": reason}
         if self.owner.dialect == "llama-server":
             made["logprobs"] = {"content": [{"id": t, "token": chr(t), "logprob": -0.5} for t in ids if t != EOS]}
         if self.owner.dialect == "vllm" and "prompt_logprobs" in body:
             made["prompt_logprobs"] = [None, *({str(t): {"logprob": -0.25, "rank": 1}} for t in body["prompt"][1:])]
+        self.owner.alter(made)
         return made
 
     def stream_of_llama_server(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -318,7 +335,7 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         if self.owner.dialect == "llama-server":
             for event in self.stream_of_llama_server(body):
-                self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
+                self.wfile.write(f"data: {json.dumps(event, ensure_ascii=False)}\n\n".encode())
             self.wfile.write(b"data: [DONE]\n\n")
             return
         for count, token in enumerate(self.tokens(body, 0)):

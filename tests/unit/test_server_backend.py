@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scripted_server import EOS, LLAMA_SERVER, ScriptedServer, state_of
+from scripted_server import LLAMA_SERVER, ScriptedServer, state_of
 
 from arts_plugin.api import Arts
 from arts_plugin.backend import Generation, Prompt, Sampling
@@ -21,8 +21,9 @@ from arts_plugin.settings import Settings
 from arts_plugin.testing import run
 from arts_plugin.tree import ReasoningTree
 from arts_server.backend import ServerBackend
-from arts_server.dialect import Dialect, payload, pieces
-from arts_server.faults import ServerError
+from arts_server.dialect import Dialect, payload
+from arts_server.faults import RetryError, ServerError
+from arts_server.pieces import pieces
 from arts_server.replicas import FAILURES, Replica, addresses, choose
 
 Serve = Callable[..., ScriptedServer]
@@ -113,7 +114,7 @@ def test_biases_and_penalties_are_asked_for() -> None:
     assert (body["repetition_penalty"], body["logit_bias"]) == (1.2, {"5": -100.0})
     body = payload(Dialect("m", tokenizer="llama-server"), "text", 1, 5, sampling, 0, ())
     assert (body["repeat_penalty"], body["repeat_last_n"]) == (1.2, 1 << 16)
-    assert not {"repetition_penalty", "logit_bias"} & payload(Dialect("m"), "text", 1, 5, Sampling(), 0, ()).keys()
+    assert "logit_bias" not in payload(Dialect("m"), "text", 1, 5, Sampling(), 0, ())
 
 
 class TestRequests:
@@ -498,14 +499,13 @@ class TestParts:
         replica = Replica("http://a")
         for _ in range(FAILURES):
             assert replica.ready()
-            replica.begin()
-            replica.failed()
+            replica.failed(replica.begin(), "down")
         assert not replica.ready()
         clock[0] += 0.011
         assert replica.ready()
-        replica.begin()
+        began = replica.begin()
         assert not replica.ready()  # one trial at a time
-        replica.failed()
+        replica.failed(began, "down")
         clock[0] += 0.011
         assert not replica.ready()  # twice as long this time
         clock[0] += 0.01
@@ -525,7 +525,11 @@ class TestParts:
         assert choose([home, other], home, 2, 8) is home  # nobody has room: the cache decides
         home.failures, home.until = FAILURES, float("inf")
         assert choose([home, other], home, 2, 8) is other
-        other.failures, other.until = FAILURES, float("inf")
+        assert choose([home, other], home, 2, 8, {other}) is other  # there is nobody else
+        home.failures = 0
+        assert choose([home, other], home, 2, 8, {home}) is other
+        home.failures = other.failures = FAILURES
+        other.until = float("inf")
         assert choose([home, other], home, 2, 8) is None
 
     def test_pieces(self) -> None:
@@ -541,7 +545,25 @@ class TestParts:
             b"b",
         ]
         assert pieces(["", ""], "") == [b"", b""]
-        assert EOS == 256
+
+    @pytest.mark.parametrize(
+        ("tokens", "text", "expected"),
+        [
+            (["Hello", "world", "\n"], " Hello world\n", [b" Hello", b" world", b"\n"]),  # SentencePiece, one by one
+            (["The", "\u0120answer", "\u010a"], "The answer\n", [b"The", b" answer", b"\n"]),
+            (["\u2581Hi", "\u2581you"], "Hi you", [b"Hi", b" you"]),
+            (["caf", "\ufffd", "\ufffd", " au"], "caf\u00e9 au", [b"caf", b"\xc3", b"\xa9", b" au"]),
+            (["caf", "\ufffd", "\ufffd"], "caf\u00e9", [b"caf", b"\xc3", b"\xa9"]),
+            (["token_id:5", "token_id:6"], "Hello\n", [b"Hel", b"lo\n"]),
+        ],
+    )
+    def test_pieces_of_tokens_spelt_otherwise(self, tokens: list[str], text: str, expected: list[bytes]) -> None:
+        assert pieces(tokens, text) == expected
+        assert b"".join(expected).decode() == text
+
+    def test_text_that_no_token_stands_for(self) -> None:
+        with pytest.raises(RetryError, match="none of its tokens"):
+            pieces(["a"], "ab")
 
 
 class TestLlamaServer:
