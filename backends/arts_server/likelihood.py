@@ -29,7 +29,6 @@ async def loglikelihood(
     """
     if not dialect.ids:
         raise ModelError(CANNOT)
-    gate = asyncio.Semaphore(at_once)
 
     async def one(pair: Pair) -> tuple[float, bool]:
         context, continuation = list(pair[0]), list(pair[1])
@@ -44,15 +43,27 @@ async def loglikelihood(
             )
         ids = [*context[-room:], *continuation]
         body = {"model": dialect.model, "prompt": ids, "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
-        async with gate:
-            found = await transport.post(COMPLETIONS, body, read=lambda reply: _read(reply, ids, len(continuation)))
-            if found is not None:
-                return found
-            del body["prompt_logprobs"]
-            body |= {"echo": True, "logprobs": 1}
-            return await transport.post(COMPLETIONS, body, read=lambda reply: _read_echo(reply, ids, len(continuation)))
+        found = await transport.post(COMPLETIONS, body, read=lambda reply: _read(reply, ids, len(continuation)))
+        if found is not None:
+            return found
+        del body["prompt_logprobs"]
+        body |= {"echo": True, "logprobs": 1}
+        return await transport.post(COMPLETIONS, body, read=lambda reply: _read_echo(reply, ids, len(continuation)))
 
-    return list(await asyncio.gather(*(one(pair) for pair in pairs)))
+    told: dict[int, tuple[float, bool]] = {}
+    waiting = iter(enumerate(pairs))
+
+    async def some() -> None:
+        for index, pair in waiting:
+            told[index] = await one(pair)
+
+    try:
+        async with asyncio.TaskGroup() as group:  # which ends the others when one fails
+            for _ in range(min(at_once, len(pairs))):
+                group.create_task(some())
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+    return [told[index] for index in range(len(pairs))]
 
 
 def _read(reply: dict[str, Any], ids: Sequence[int], n: int) -> tuple[float, bool] | None:

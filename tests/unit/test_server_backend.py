@@ -443,6 +443,16 @@ class TestScoring:
             backend.loglikelihood([((), (1,))])
         backend.close()
 
+    def test_more_likelihoods_than_requests_at_once(self, serve: Serve) -> None:
+        backend = ServerBackend(Settings(backend="server", base_url=serve().url, slots=2))
+        texts = [b"c" * (1 + n % 5) for n in range(20)]
+        assert backend.loglikelihood([((97,), tuple(text)) for text in texts]) == [
+            (-0.25 * len(t), True) for t in texts
+        ]
+        with pytest.raises(PromptTooLongError, match="at least one token"):  # the others end with it
+            backend.loglikelihood([*(((97,), tuple(text)) for text in texts), ((), (1,))])
+        backend.close()
+
     def test_features_are_those_of_the_last_kept_tokens(self, serve: Serve) -> None:
         server, pooling = serve(), serve(model="pooling")
         settings = Settings(backend="server", base_url=server.url, features_url=pooling.url)
