@@ -168,6 +168,9 @@ class Settings:
         None,
         "hf: 4bit or 8bit, weights rounded by bitsandbytes while they are loaded. Quantised checkpoints need no word.",
     )
+    cuda_graphs: bool = _setting(
+        True, "hf: on a GPU, record decoding steps as CUDA graphs and replay them; false launches every kernel anew."
+    )
     revision: str | None = _setting(None, "hf: branch, tag or commit of a model on a hub.")
     trust_remote_code: bool = _setting(False, "hf: run code that comes with the model. Only for models you trust.")
     base_url: str | None = _setting(
@@ -270,6 +273,7 @@ _RUNTIME = frozenset(
         "dtype",
         "device",
         "quantize",
+        "cuda_graphs",
         "revision",
         "trust_remote_code",
     }

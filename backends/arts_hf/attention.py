@@ -89,6 +89,11 @@ class Plan:
     _gathered: dict[int, list[Gathered | Shared]] = field(default_factory=dict)
     _masks: dict[tuple[int, int, int], torch.Tensor] = field(default_factory=dict)
 
+    @property
+    def decodes(self) -> bool:
+        """Whether there are single tokens."""
+        return bool(self.sequences)
+
     def gathered(self, window: int) -> list[Gathered | Shared]:
         """Cells that the single tokens see through a window (0: all of them): those that share a prefix together, the
         others in groups of similar length."""
@@ -206,7 +211,7 @@ def tree_attention(
     # Layers may lie on several devices; on one, `to` is nothing.
     plan.pool.write(layer, plan.new_cells.to(key.device), key[0].transpose(0, 1), value[0].transpose(0, 1))
     flat = query[0].transpose(0, 1)  # [n, heads, width]
-    single = _single(plan, layer, flat, window, scaling) if plan.sequences else None
+    single = _single(plan, layer, flat, window, scaling) if plan.decodes else None
     if single is not None and plan.rows is None:
         return single[None], None
     out = flat.new_empty(flat.shape[0], flat.shape[1], value.shape[-1])

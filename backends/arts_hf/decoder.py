@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from arts_hf import attention
-from arts_hf.attention import Plan, Segment
+from arts_hf.attention import Array, Plan, Segment
+from arts_hf.graphs import Recorder, StepGraphs
 from arts_hf.pool import KvPool, NoMemory
 from arts_plugin.engine.kv import CacheFullError, KvCache, KvSequence
 from arts_plugin.errors import ModelError
@@ -43,7 +44,18 @@ class PoolDecoder:
         self.pool = KvPool()
         self.kv = KvCache(NoMemory(), n_ctx, MAX_SEQUENCES)
         self.windows: dict[int, int] = {}
+        self.graphs: StepGraphs | None = None
         self._check()
+
+    def record_steps(self, record: Recorder) -> None:
+        """Record decoding steps from now on, and repeat them in place of running them."""
+        self.pool.doubles = True
+        self.graphs = StepGraphs(
+            self._decode, self.pool, self.device, set(self._windows), self._rounding(), record, self.name
+        )
+
+    def _rounding(self) -> float:
+        return _DEVIATION[self.network.dtype == torch.float32 and not getattr(self.network, "is_quantized", False)]
 
     def hidden(self, items: Sequence[Item]) -> torch.Tensor:
         """Compute tokens at the ends of sequences, several of one in order: hidden states [n, n_embd].
@@ -84,7 +96,8 @@ class PoolDecoder:
             if not isinstance(error, torch.OutOfMemoryError):
                 raise
             again, whole = self.pool.shrink()
-            if again:
+            released = self.graphs is not None and self.graphs.release()
+            if again or released:
                 torch.cuda.empty_cache()
                 return self._forward(items)
             if whole and whole < self.kv.n_cells and len(items) > whole - self.kv.used:
@@ -97,21 +110,37 @@ class PoolDecoder:
         return torch.cat([self._forward(items[:half]), self._forward(items[half:])])
 
     def _compute(self, items: Sequence[Item]) -> torch.Tensor:
-        plan, tokens, positions = self._plan(items)
+        fresh, singles, places, several = self._laid_out(items)
+        if self.graphs is not None and not several and (found := self.graphs.run(fresh, singles)) is not None:
+            return found
+        segments = [
+            Segment(start, end, self._upload(np.array(sequence.cells, dtype=np.int64)))
+            for sequence, start, end in several
+        ]
+        tokens, positions, cells = self._upload(fresh)
+        rows = self._upload(np.array(places)) if segments and singles else None
+        plan = Plan(self.pool, self.device, cells, rows, singles, segments, self.windows)
         with torch.inference_mode(), attention.using(plan):
-            # A mask of four dimensions is taken as it is (and our attention looks at none). Without one, transformers looks
-            # for packed sequences in the positions, for which the host would wait.
-            out = self.decoder(
-                input_ids=tokens[None], position_ids=positions[None], attention_mask=self._no_mask, use_cache=False
-            )
+            return self._decode(tokens, positions)
+
+    def _decode(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        # A mask of four dimensions is taken as it is (and our attention looks at none). Without one, transformers looks
+        # for packed sequences in the positions, for which the host would wait.
+        out = self.decoder(
+            input_ids=tokens[None], position_ids=positions[None], attention_mask=self._no_mask, use_cache=False
+        )
         return out.last_hidden_state[0]  # type: ignore[no-any-return]
 
-    def _plan(self, items: Sequence[Item]) -> tuple[Plan, torch.Tensor, torch.Tensor]:
+    def _laid_out(
+        self, items: Sequence[Item]
+    ) -> tuple[Array, list[KvSequence], list[int], list[tuple[KvSequence, int, int]]]:
+        """The flat row: token, position and cell of each item [3, n]; the sequences with one new token and its place, and
+        those with several, from the first to behind the last."""
         n = len(items)
-        fresh = np.empty((3, n), dtype=np.int64)  # token, position, cell
+        fresh = np.empty((3, n), dtype=np.int64)
         singles: list[KvSequence] = []
         places: list[int] = []
-        segments: list[Segment] = []
+        several: list[tuple[KvSequence, int, int]] = []
         start = 0
         while start < n:
             sequence, end = items[start][0], start + 1
@@ -125,13 +154,10 @@ class PoolDecoder:
                 singles.append(sequence)
                 places.append(start)
             else:
-                segments.append(Segment(start, end, self._upload(np.array(sequence.cells, dtype=np.int64))))
+                several.append((sequence, start, end))
             start = end
         self.pool.reserve(int(fresh[2].max()) + 1)
-        tokens, positions, cells = self._upload(fresh)
-        rows = self._upload(np.array(places)) if segments and singles else None
-        plan = Plan(self.pool, self.device, cells, rows, singles, segments, self.windows)
-        return plan, tokens, positions
+        return fresh, singles, places, several
 
     def _upload(self, values: Any) -> torch.Tensor:
         return torch.from_numpy(values).to(self.device, non_blocking=True)
@@ -165,7 +191,6 @@ class PoolDecoder:
         expected = want.last_hidden_state[0, -1].float()
         self.deviation = float((expected - got.float()).norm() / expected.norm())
         n_layers = self.network.config.get_text_config().num_hidden_layers
-        exact = self.network.dtype == torch.float32 and not getattr(self.network, "is_quantized", False)
         odd = [i for i, window in enumerate(self._windows) if self.windows.get(i, window) != window]
         if self.pool.n_layers != n_layers:
             problem = f"only {self.pool.n_layers} of its {n_layers} layers are attention that can be shared by branches"
@@ -174,7 +199,7 @@ class PoolDecoder:
                 f"by its config layer {odd[0]} sees {self._windows[odd[0]] or 'all'} tokens, and its attention asks for "
                 f"{self.windows[odd[0]] or 'all'}"
             )
-        elif not self.deviation < _DEVIATION[exact]:
+        elif not self.deviation < self._rounding():
             problem = f"its hidden states then differ by {self.deviation:.1%} from those of its own forward pass"
         else:
             return

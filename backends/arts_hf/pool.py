@@ -26,14 +26,29 @@ class KvPool:
     """For each layer a tensor [cells, k_width + v_width], made when the layer first writes.
 
     The books hand out the lowest free cells first, so the tensors need to be only as long as the fullest moment:
-    they grow by an eighth, at least `_CHUNK` cells, and one layer at a time, so that little is held twice.
+    they grow by an eighth, at least `_CHUNK` cells, and one layer at a time, so that little is held twice. One cell more
+    than the books know is there for rows that are padding.
+
+    Attributes:
+        doubles: grow to twice the size instead, for whom every growth costs more than memory.
     """
 
     def __init__(self) -> None:
         self._layers: dict[int, torch.Tensor] = {}
         self._shapes: dict[int, tuple[int, int, int]] = {}
-        self._cells = 0
+        self._cells = self._growths = 0
         self._tight = False
+        self.doubles = False
+
+    @property
+    def spare(self) -> int:
+        """The cell that belongs to nobody."""
+        return self._cells - 1
+
+    @property
+    def state(self) -> tuple[int, int]:
+        """Changes when a layer's tensor was replaced, or will be by what it writes next."""
+        return self._growths, self._cells
 
     @property
     def bytes(self) -> int:
@@ -56,22 +71,22 @@ class KvPool:
         return len(self._layers)
 
     def reserve(self, cells: int) -> None:
-        """Make room for the cells 0 to `cells` - 1 in each layer, once it is written to."""
-        if cells > self._cells:
-            spare = 0 if self._tight else max(_CHUNK, self._cells // _GROWTH)
-            self._cells = max(cells, self._cells + spare)
+        """Make room for the cells 0 to `cells` - 1 and the spare one in each layer, once it is written to."""
+        if cells >= self._cells:
+            growth = self._cells if self.doubles else self._cells // _GROWTH
+            self._cells = max(cells + 1, self._cells + (0 if self._tight else max(_CHUNK, growth)))
 
     def shrink(self) -> tuple[bool, int]:
         """After an allocation that failed: undo a growth that did not come to every layer.
 
         Returns:
-            whether a smaller growth can still be tried, and the cells that every layer has.
+            whether a smaller growth can still be tried, and the cells that every layer has beside the spare one.
         """
         whole = min(map(len, self._layers.values()), default=0)
         if whole >= self._cells:
-            return False, self._cells
+            return False, max(0, self._cells - 1)
         first, self._tight, self._cells = not self._tight, True, whole
-        return first, whole
+        return first, max(0, whole - 1)
 
     def write(self, layer: int, cells: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """Store `key` and `value` [n, heads, width] in `cells` [n]."""
@@ -88,6 +103,7 @@ class KvPool:
         if old is not None:
             pool[: len(old)] = old
         self._layers[layer] = pool
+        self._growths += 1
         self._shapes[layer] = (key.shape[1], key.shape[2], value.shape[2])
         return pool
 

@@ -37,7 +37,7 @@ def _split(views: Sequence[Array], members: list[int], start: int) -> tuple[int,
     """(cells to read, groups) of sequences that share their first `start` cells."""
     if len(members) < MEMBERS:
         return sum(len(views[i]) for i in members), [(members, 0)]
-    length = _common(views, members, start)
+    length = common_prefix(views, members, start)
     together = length + sum(len(views[i]) - length for i in members)
     branches: dict[int, list[int]] = {}
     for i in members:
@@ -53,7 +53,7 @@ def _split(views: Sequence[Array], members: list[int], start: int) -> tuple[int,
     return (apart, groups) if apart < together else (together, [(members, length)])
 
 
-def _common(views: Sequence[Array], members: list[int], start: int) -> int:
+def common_prefix(views: Sequence[Array], members: list[int], start: int) -> int:
     """Length of the prefix that all members share; each keeps its last cell to itself."""
     stop = min(len(views[i]) for i in members) - 1
     if stop <= start:

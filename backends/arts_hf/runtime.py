@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from arts_hf.decoder import MAX_SEQUENCES, PoolDecoder, sample_tokens
+from arts_hf.graphs import CudaRecorder
 from arts_hf.head import TopTokens, VocabularyHead
 from arts_hf.memory import cells_that_fit
 from arts_hf.pool import NoMemory
@@ -40,6 +41,12 @@ class HfRuntime(PoolDecoder):
         self.k = min(_NARROW if narrow else _WIDE, vocabulary.n_vocab)
         super().__init__(model, vocabulary.name, settings.n_ctx, max(settings.n_ubatch, 2 * settings.slots))
         self._check_logits(model)
+        if (
+            settings.cuda_graphs
+            and {device.type for device in self.pool.devices} == {"cuda"}
+            and len(self.pool.devices) == 1
+        ):
+            self.record_steps(CudaRecorder())
         self.slots = settings.slots or self._fitting(settings)
 
     def _fitting(self, settings: Settings) -> int:
