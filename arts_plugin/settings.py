@@ -1,21 +1,18 @@
 """Every argument of ARTS, once: name, type, default, meaning.
 
 The same names serve model_args, YAML, the command line, `arts_`-prefixed gen_kwargs and Python keywords. Values
-arrive as whatever the host made of them ("8", 8.0, "true", a literal backslash-n); they are coerced here and only here.
+arrive as whatever the host made of them and are coerced here and only here (see `arts_plugin.coercion`).
 """
 
 from __future__ import annotations
 
-import codecs
 import json
-import re
-import types
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from arts_plugin.backend import Grammar
+from arts_plugin.coercion import check_range, convert, inlined, is_int, number, unescape
 from arts_plugin.errors import SettingsError, did_you_mean
 from arts_plugin.steps import Delimiter
 
@@ -320,11 +317,11 @@ def biases(text: str | None) -> tuple[tuple[int, float], ...]:
     found: dict[int, float] = {}
     for pair in filter(None, (part.strip() for part in (text or "").split(";"))):
         token, _, bias = pair.partition(":")
-        if not _is_int(token) or int(token) < 0:
+        if not is_int(token) or int(token) < 0:
             raise SettingsError(
                 f"logit_bias has {pair!r}; it takes `id:bias` pairs, separated by `;`, like 42:-100;7:2.5"
             )
-        found[int(token)] = float(_number("logit_bias", bias, float))
+        found[int(token)] = float(number("logit_bias", bias, float))
     return tuple(sorted(found.items()))
 
 
@@ -333,37 +330,6 @@ def grammar_of(settings: Settings) -> Grammar | None:
     if settings.grammar:
         return Grammar("grammar", settings.grammar)
     return Grammar("json_schema", settings.json_schema) if settings.json_schema else None
-
-
-def names_a_file(name: str, value: str) -> bool:
-    """Whether the value of `grammar` or `json_schema` is no text of its own."""
-    return ("::=" if name == "grammar" else "{") not in value
-
-
-def _inlined(name: str, value: str) -> str:
-    """The text of a grammar or schema, which may be given as a file: a run says itself what it followed."""
-    if not names_a_file(name, value):
-        return value
-    try:
-        return Path(value).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(
-            f"{name} is {value!r:.200}: neither a file that can be read nor one itself ({error})"
-        ) from error
-
-
-def unescape(text: str) -> str:
-    r"""Turn backslash escapes that survived a shell or a comma-separated list into characters (`\n`, `\t`, `\\`...).
-
-    A `regex:` pattern is left alone: its backslashes are its own.
-    """
-    if "\\" not in text or text.startswith("regex:"):
-        return text
-    return re.sub(r"\\(?:[nrt0\\]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4})", _unescape_one, text)
-
-
-def _unescape_one(match: re.Match[str]) -> str:
-    return codecs.decode(match.group().encode("ascii"), "unicode_escape")
 
 
 def coerce(name: str, value: Any) -> Any:
@@ -382,68 +348,11 @@ def coerce(name: str, value: Any) -> Any:
         value = ";".join(f"{token}:{bias}" for token, bias in value.items())
     if name == "slots" and str(value).strip().lower() == "auto":
         return AUTO_SLOTS
-    hint = _HINTS[name]
-    optional = get_origin(hint) in (Union, types.UnionType) and type(None) in get_args(hint)
-    if value is None or (optional and isinstance(value, str) and value.strip().lower() in {"", "none", "null"}):
-        if optional:
-            return None
-        raise SettingsError(f"{name} is {value!r}, but it needs a value; its default is {_FIELDS[name].default!r}")
-    kind = next(arg for arg in get_args(hint) if arg is not type(None)) if optional else hint
-    result = _convert(name, value, kind)
-    _check_range(name, result)
-    return result
-
-
-def _check_range(name: str, value: Any) -> None:
-    low, above = _FIELDS[name].metadata["low"], _FIELDS[name].metadata["above"]
-    if low is not None and value < low:
-        raise SettingsError(f"{name} is {value}; it must be at least {low:g}")
-    if above is not None and value <= above:
-        raise SettingsError(f"{name} is {value}; it must be more than {above:g}")
-    if (high := _FIELDS[name].metadata["high"]) is not None and value > high:
-        raise SettingsError(f"{name} is {value}; it must be at most {high:g}")
-
-
-_TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
-
-
-def _convert(name: str, value: Any, kind: Any) -> Any:
-    if get_origin(kind) is Literal:
-        choices = get_args(kind)
-        # YAML reads a bare `true` or `off`; for chat these have one meaning each.
-        spelled = {True: "template", False: "plain"}.get(value, value) if isinstance(value, bool) else value
-        if spelled not in choices:
-            raise SettingsError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, choices))}")
-        return spelled
-    if kind is bool:
-        word = str(value).strip().lower()
-        if word not in _TRUE | _FALSE:
-            raise SettingsError(f"{name} is {value!r}; it must be true or false")
-        return word in _TRUE
-    if kind is str:
-        # lm-eval reads `007` as 7 and `1e3` as a float: a string setting takes what is left.
-        if name in {"grammar", "json_schema"}:
-            return _inlined(name, str(value))
-        return unescape(str(value)) if name == "delimiter" else str(value)
-    return _number(name, value, kind)
-
-
-def _number(name: str, value: Any, kind: type) -> int | float:
-    if isinstance(value, bool):
-        raise SettingsError(f"{name} is {value!r}; it must be a number")
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise SettingsError(f"{name} is {value!r}; it must be a number") from None
-    if number != number or number in (float("inf"), float("-inf")):
-        raise SettingsError(f"{name} is {value!r}; it must be a finite number")
-    if kind is int:
-        if number != int(number):
-            raise SettingsError(f"{name} is {value!r}; it must be a whole number")
-        # int("9007199254740993") keeps what a float would round.
-        return int(value) if isinstance(value, int) or (isinstance(value, str) and _is_int(value)) else int(number)
-    return number
-
-
-def _is_int(text: str) -> bool:
-    return re.fullmatch(r"\s*[+-]?\d+\s*", text) is not None
+    one = _FIELDS[name]
+    result = convert(name, value, _HINTS[name], one.default)
+    if result is None:
+        return None
+    check_range(name, result, one.metadata["low"], one.metadata["above"], one.metadata["high"])
+    if name == "delimiter":
+        return unescape(result)
+    return inlined(name, result) if name in {"grammar", "json_schema"} else result

@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from arts_plugin.backend import Message
+from arts_plugin.coercion import names_a_file
 from arts_plugin.errors import ArtsError, SettingsError
-from arts_plugin.settings import OF_THE_RUN, Settings, names_a_file
+from arts_plugin.settings import OF_THE_RUN, Settings
 from arts_plugin.tree import ReasoningTree
 
 Kind = Literal["chat", "text"]

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from arts_plugin.coercion import unescape
 from arts_plugin.errors import SettingsError
-from arts_plugin.settings import Settings, coerce, describe, unescape
+from arts_plugin.settings import Settings, coerce, describe
 
 
 @pytest.mark.parametrize(
