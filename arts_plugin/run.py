@@ -146,7 +146,7 @@ class RunFolder:
 
     def put(self, key: str, tree: ReasoningTree) -> None:
         """Append a finished tree; it is on its way to disk when this returns."""
-        tree.meta["key"] = key
+        tree.meta["key"], tree.meta["model"] = key, self._model
         # Before the tree: a run that is killed between the two searches the question again.
         features.save(self.path, key, tree, self._model)
         line = tree.to_json().encode("ascii") + b"\n"

@@ -231,9 +231,9 @@ class TreeSearchTask(ConfigurableTask):
         correct = {int(e["leaf"]): bool(e["correct"]) for e in entries}
         if before is not None:
             correct = {leaf: right or before.correct[leaf] for leaf, right in correct.items()}
-        notes = {name: str(doc.get(name) or "") for name in ("subject", "level")}
+        subject, level = (str(doc.get(name) or "") for name in ("subject", "level"))
         gold, grader = str(self.doc_to_target(doc)), f"{self.config.task}: {self.primary}"
-        self._labels[run, key] = Graded(key, entries.id, gold, grader, correct, **notes)
+        self._labels[run, key] = Graded(key, entries.id, gold, grader, correct, subject, level)
 
     def _keep_labels(self) -> None:
         """Beside the trees: `arts report`, `arts view`, `arts compare` and `arts train` read them there."""

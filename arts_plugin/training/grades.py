@@ -27,6 +27,9 @@ class Graded:
         grader: what compared with it.
         correct: leaf -> whether its trajectory is right, for every finished trajectory.
         subject, level: of the question, where its data set says so.
+        task: the task that it is of, if it is of one.
+        votes: leaf -> the answer that its trajectory votes for, as the task sees it (None: for none); without it, votes go by
+            the answers that the search itself extracted.
     """
 
     key: str
@@ -36,13 +39,18 @@ class Graded:
     correct: dict[int, bool]
     subject: str = ""
     level: str = ""
+    task: str = ""
+    votes: dict[int, str | None] | None = None
 
     @classmethod
     def from_record(cls, record: Any) -> Graded:
         """Raises ValueError, KeyError or TypeError for what is no record of grades."""
         correct = {int(leaf): bool(right) for leaf, right in record["correct"].items()}
-        notes = {name: str(record.get(name) or "") for name in ("subject", "level")}
-        return cls(str(record["key"]), str(record["id"]), str(record["gold"]), str(record["grader"]), correct, **notes)
+        key, id, gold, grader = (str(record[name]) for name in ("key", "id", "gold", "grader"))
+        subject, level, task = (str(record.get(name) or "") for name in ("subject", "level", "task"))
+        told = record.get("votes")
+        votes = None if told is None else {int(leaf): None if v is None else str(v) for leaf, v in told.items()}
+        return cls(key, id, gold, grader, correct, subject, level, task, votes)
 
 
 def read_grades(run: str | Path) -> dict[str, Graded]:

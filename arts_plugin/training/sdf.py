@@ -118,8 +118,8 @@ def make_trees(arts: Arts, problems: Iterable[Problem], grader: str) -> Iterator
                 progress.failed.append(f"{problem.id}: {tree.error}")
             elif (graded := grades.known.get(event.job.key())) is None:
                 correct = grade_tree(tree, problem.grade)
-                notes = {"subject": problem.subject, "level": problem.level}
-                graded = Graded(event.job.key(), problem.id, problem.gold, grader, correct, **notes)
+                key, subject, level = event.job.key(), problem.subject, problem.level
+                graded = Graded(key, problem.id, problem.gold, grader, correct, subject, level)
                 grades.put(graded)
             if not tree.error and graded is not None:
                 progress.traces += len(graded.correct)
