@@ -12,12 +12,12 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simpl
 from tqdm import tqdm
 
 from arts_plugin.api import Arts
-from arts_plugin.backend import Message, Prompt
+from arts_plugin.backend import Message
 from arts_plugin.errors import SettingsError, did_you_mean
 from arts_plugin.lm_eval.answer import Answer, handed_out
+from arts_plugin.lm_eval.chats import Chats
 from arts_plugin.lm_eval.ranks import Ranks, of_this_process
-from arts_plugin.lm_eval.requests import ChatPrompt, Request, read_gen_kwargs, said_once
-from arts_plugin.prompts import encode
+from arts_plugin.lm_eval.requests import Request, read_gen_kwargs, said_once
 from arts_plugin.run import versions
 from arts_plugin.search.job import Job
 from arts_plugin.settings import Settings, describe
@@ -58,7 +58,7 @@ class ArtsLM(TemplateLM):
         self._show_logs()
         self.backend_engine = self.arts.backend
         self._said: set[str] = set()
-        self._rendered: dict[str, ChatPrompt] = {}
+        self._chats = Chats(self.backend_engine)
 
     @staticmethod
     def _show_logs() -> None:
@@ -122,21 +122,7 @@ class ArtsLM(TemplateLM):
         Raises:
             ModelError: the model has no chat template.
         """
-        text = self._encode_chat(chat_history, add_generation_prompt).text
-        self._rendered[text] = ChatPrompt(text, chat_history, add_generation_prompt)
-        return self._rendered[text]
-
-    def _encode_chat(self, messages: list[Message], add_generation_prompt: bool) -> Prompt:
-        if add_generation_prompt or messages[-1]["role"] != "assistant":
-            return self.backend_engine.encode_chat(messages, add_generation_prompt)
-        # A task's gen_prefix: templates would end the assistant's turn after it, and it is to be continued.
-        begun, said = self.backend_engine.encode_chat(messages[:-1]), messages[-1]["content"]
-        return Prompt(begun.text + said, (*begun.token_ids, *self.tok_encode(said, add_special_tokens=False)))
-
-    def _chat(self, context: str) -> ChatPrompt | None:
-        """The chat behind a context, also where the host made a plain string of it."""
-        chat = context if isinstance(context, ChatPrompt) else self._rendered.get(context)
-        return chat if chat is not None and chat.messages else None
+        return self._chats.render(chat_history, add_generation_prompt)
 
     @property
     def eot_token_id(self) -> int:
@@ -152,14 +138,14 @@ class ArtsLM(TemplateLM):
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Tokens of a text; a rendered chat keeps its special tokens, anything else has none."""
-        if chat := self._chat(string):
-            return list(self._encode_chat(chat.messages, chat.add_generation_prompt).token_ids)
+        if chat := self._chats.behind(string):
+            return list(self._chats.encode(chat.messages, chat.add_generation_prompt).token_ids)
         tokens = self.backend_engine.encode(string).token_ids
         bos = self.backend_engine.encode("").token_ids
         return list(tokens[len(bos) :] if add_special_tokens is False else tokens)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        if self._chat(context):  # what follows a generation prompt is a text of its own
+        if self._chats.behind(context):  # what follows a generation prompt is a text of its own
             return self.tok_encode(context), self.tok_encode(continuation, add_special_tokens=False)
         pair: tuple[list[int], list[int]] = super()._encode_pair(context, continuation)
         return pair
@@ -251,15 +237,9 @@ class ArtsLM(TemplateLM):
                         yield read, event.tree
 
     def _job(self, read: Request) -> Job:
-        return self.arts.job(self._prompt(read), read.settings, read.stops, {"request": read.place})
-
-    def _prompt(self, read: Request) -> Prompt:
-        if chat := self._chat(read.context):
-            return self._encode_chat(chat.messages, chat.add_generation_prompt)
-        # `auto` leaves the template to --apply_chat_template, which has not been used for this request.
-        if read.settings.chat == "template":
-            return encode(self.backend_engine, read.context, "auto")
-        return self.backend_engine.encode(read.context)
+        return self.arts.job(
+            self._chats.prompt(read.context, read.settings.chat), read.settings, read.stops, {"request": read.place}
+        )
 
     # Likelihood.
     def _loglikelihood_tokens(

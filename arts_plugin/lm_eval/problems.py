@@ -6,14 +6,18 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from arts_plugin import prompts
 from arts_plugin.api import Arts
 from arts_plugin.errors import ArtsError
+from arts_plugin.lm_eval.chats import Chats
 from arts_plugin.lm_eval.requests import read_gen_kwargs
+from arts_plugin.prompts import answer_of
 from arts_plugin.training.sdf import Problem
 from arts_plugin.tree import Trajectory
 
 log = logging.getLogger(__name__)
+
+_FEWSHOT_SEED = 1234
+"""lm-eval's default."""
 
 
 def load_tasks(
@@ -54,19 +58,35 @@ def load_tasks(
 
 
 def task_problems(arts: Arts, tasks: Sequence[Any], limit: int | None = None) -> Iterator[Problem]:
-    """One problem a document, few-shot examples and all; `limit` of each task."""
+    """One problem a document, with the prompt that it has under `lm_eval --model arts` (with --apply_chat_template where the
+    model has a template, unless `chat` is plain), few-shot examples and all; `limit` of each task."""
     said: set[str] = set()
+    chats = Chats(arts.backend)
+    templated = arts.settings.chat != "plain" and bool(
+        arts.settings.chat == "template" or arts.backend.info.chat_template
+    )
     for task in tasks:
-        task.build_all_requests(limit=limit, rank=0, world_size=1)
+        # Examples are drawn as the prompts are made, and are to be the same for everybody who asks.
+        task.set_fewshot_seed(_FEWSHOT_SEED)
+        task.build_all_requests(
+            limit=limit,
+            rank=0,
+            world_size=1,
+            apply_chat_template=templated,
+            fewshot_as_multiturn=templated,
+            chat_template=chats.render if templated else None,
+            tokenizer_name=arts.backend.info.name if templated else "",
+        )
         for instance in list(task.instances):
             context, gen_kwargs = instance.args
             settings, stops = read_gen_kwargs(gen_kwargs, arts.settings, said)
+            chat = chats.behind(context)
             yield Problem(
                 id=f"{instance.task_name}-{instance.doc_id}",
-                question=str(context).strip(),
-                prompt=prompts.encode(arts.backend, str(context).strip(), settings.chat),
+                question=chat.messages[-1]["content"] if chat else str(context),
+                prompt=chats.prompt(context, settings.chat),
                 gold=str(task.doc_to_target(instance.doc)),
-                grade=_grader(task, instance),
+                grade=_grader(task, instance, settings.think_end_token),
                 stops=stops,
                 settings=settings,
                 subject=str(instance.doc.get("subject") or ""),
@@ -74,11 +94,11 @@ def task_problems(arts: Arts, tasks: Sequence[Any], limit: int | None = None) ->
             )
 
 
-def _grader(task: Any, instance: Any) -> Callable[[Trajectory], bool]:
-    """Right if any of the task's filters finds a right answer in the text, by the task's first metric."""
+def _grader(task: Any, instance: Any, think_end: str | None) -> Callable[[Trajectory], bool]:
+    """Right if any of the task's filters finds a right answer in the text, by the task's first metric. Thinking is no answer."""
 
     def grade(trajectory: Trajectory) -> bool:
-        instance.resps = [trajectory.text]
+        instance.resps = [answer_of(trajectory.text, think_end)]
         instance.filtered_resps = {}
         metric = getattr(task, "primary", next(iter(task.config.metric_list or [{"metric": None}]))["metric"])
         for ensemble in task._filters:

@@ -1,0 +1,55 @@
+"""Rendered chats that lm-eval's prompts are made of, and the tokens behind them."""
+
+from __future__ import annotations
+
+from arts_plugin.backend import Backend, Message, Prompt
+from arts_plugin.lm_eval.requests import ChatPrompt
+from arts_plugin.prompts import encode
+from arts_plugin.settings import Chat
+
+
+class Chats:
+    """Renders chats in a model's template, and remembers them: a host may make plain strings of what it was given."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._rendered: dict[str, ChatPrompt] = {}
+
+    def render(self, messages: list[Message], add_generation_prompt: bool = True) -> ChatPrompt:
+        """A chat as text that knows its messages.
+
+        Raises:
+            ModelError: the model has no chat template.
+        """
+        text = self.encode(messages, add_generation_prompt).text
+        self._rendered[text] = ChatPrompt(text, messages, add_generation_prompt)
+        return self._rendered[text]
+
+    def encode(self, messages: list[Message], add_generation_prompt: bool) -> Prompt:
+        """The tokens of a chat.
+
+        Raises:
+            ModelError: the model has no chat template.
+        """
+        if add_generation_prompt or messages[-1]["role"] != "assistant":
+            return self._backend.encode_chat(messages, add_generation_prompt)
+        # A task's gen_prefix: templates would end the assistant's turn after it, and it is to be continued.
+        begun, said = self._backend.encode_chat(messages[:-1]), messages[-1]["content"]
+        bos = len(self._backend.encode("").token_ids)
+        return Prompt(begun.text + said, (*begun.token_ids, *self._backend.encode(said).token_ids[bos:]))
+
+    def behind(self, context: str) -> ChatPrompt | None:
+        """The chat behind a context, also where the host made a plain string of it."""
+        chat = context if isinstance(context, ChatPrompt) else self._rendered.get(context)
+        return chat if chat is not None and chat.messages else None
+
+    def prompt(self, context: str, chat: Chat) -> Prompt:
+        """The prompt of a request.
+
+        Args:
+            chat: `template` puts a context that is no chat into the template, if there is one. `auto` leaves that to
+                --apply_chat_template, which has not been used for such a context.
+        """
+        if known := self.behind(context):
+            return self.encode(known.messages, known.add_generation_prompt)
+        return encode(self._backend, context, "auto") if chat == "template" else self._backend.encode(context)
