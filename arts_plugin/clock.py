@@ -30,10 +30,6 @@ class Clock:
             file.write(json.dumps({"question": question, "seconds": round(now - self._last, 3)}) + "\n")
         self._last = now
 
-    def skip(self) -> None:
-        """A question was there already."""
-        self._last = time.perf_counter()
-
 
 def seconds(folder: Path) -> float | None:
     """All of them; None if nobody kept the time. An unfinished last line is passed over; a damaged one is named as well."""

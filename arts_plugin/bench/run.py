@@ -70,8 +70,6 @@ def _run(method: Method, arts: Arts, problems: list[Problem], grader: str, out: 
     known = set(read_grades(folder)) if (folder / "grades.jsonl").exists() else set()
     clock = Clock(folder)
     for done, (tree, progress) in enumerate(make_trees(arts, problems, grader), 1):
-        if tree.meta.get("key") in known:
-            clock.skip()
-        else:
+        if tree.meta.get("key") not in known:
             clock.tick(str(tree.meta.get("id")))
         yield Step(method, done, len(problems), progress)
