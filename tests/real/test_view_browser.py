@@ -1,50 +1,20 @@
-"""The viewer in a real headless browser. Opt-in: `pip install playwright` and ARTS_TEST_BROWSER=/path/to/chromium.
-
-With ARTS_TEST_SHOTS=FOLDER, pictures of the page are left there, to be looked at.
-"""
+"""The viewer in a real headless browser (opt-in, see `tests.real.browser`)."""
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from arts_plugin.report.view import write_view
+from tests.real.browser import SCHEMES, SIZES, launched, opened, shoot
 from tests.report_runs import chain_tree, random_trees, write_run
 from tests.unit.test_view import HOSTILE
 
 pytestmark = pytest.mark.browser
-BROWSER = os.environ.get("ARTS_TEST_BROWSER")
-if not BROWSER:
-    pytest.skip("ARTS_TEST_BROWSER names no browser", allow_module_level=True)
-playwright = pytest.importorskip("playwright.sync_api")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        made = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield made
-        made.close()
-
-
-def opened(browser: Any, page: Path, **context: Any) -> tuple[Any, list[str]]:
-    """A page, and everything that went wrong in it or left it."""
-    troubles: list[str] = []
-    made = browser.new_context(**{"viewport": {"width": 1440, "height": 900}, **context}).new_page()
-    made.on("pageerror", lambda error: troubles.append(f"error: {error}"))
-    made.on("console", lambda message: troubles.append(f"console: {message.text}"))
-    made.on("dialog", lambda dialog: (troubles.append("dialog"), dialog.dismiss()))
-    made.on(
-        "request", lambda request: troubles.append(f"request: {request.url}") if request.url != page.as_uri() else None
-    )
-    made.goto(page.as_uri())
-    made.wait_for_selector("body[data-ready]")
-    return made, troubles
+browser = pytest.fixture(scope="module")(launched)
 
 
 def test_hostile_text_is_shown_and_does_nothing(browser: Any, tmp_path: Path) -> None:
@@ -117,13 +87,12 @@ def test_a_thousand_trees_of_sixty_four_traces(browser: Any, tmp_path: Path) -> 
     assert troubles == []
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize(("name", "width", "height"), [("desktop", 1440, 900), ("phone", 390, 844)])
+@SCHEMES
+@SIZES
 def test_nothing_sticks_out(browser: Any, tmp_path: Path, name: str, width: int, height: int, scheme: str) -> None:
     """No sideways scrolling of the page itself, at any width."""
     trees, gold = random_trees(12, 16, steps=6)
     file = write_view(write_run(tmp_path / "run", trees, gold))[0]
     page, troubles = opened(browser, file, viewport={"width": width, "height": height}, color_scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width and troubles == []
-    if shots := os.environ.get("ARTS_TEST_SHOTS"):
-        page.screenshot(path=str(Path(shots) / f"view-{name}-{scheme}.png"), full_page=name == "phone")
+    shoot(page, f"view-{name}-{scheme}", full_page=name == "phone")
