@@ -110,8 +110,8 @@ def against_vllm(python: Path, rounds: int, levels: list[int]) -> None:
                 told = asyncio.run(load(server, prompts[:n], at_once, logprobs=0, return_token_ids=True))
                 rates.setdefault("plain, logprobs", []).append(told)
                 ways = {
-                    "whole traces": {"strategy": "best_of_n", "delimiter": "\0never"},
-                    "steps": {"strategy": "best_of_n"},
+                    "best_of_n": {"strategy": "best_of_n"},  # chains, which are asked for whole
+                    "step by step": {"strategy": "best_of_n", "budget_nodes": 1 << 20},
                     "arts": {"strategy": "arts"},
                 }
                 for way, settings in ways.items():
