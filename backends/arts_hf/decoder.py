@@ -19,6 +19,11 @@ MAX_SEQUENCES = 1 << 14
 _DEVIATION = {True: 1e-3, False: 0.15}
 """Relative distance of hidden states that rounding explains, in float32 and in the shorter types."""
 
+_REPEATED = {True: 1e-4, False: 1e-2}
+"""The same between a step and its recording: the same kernels in the same shape."""
+_GROWTH = 2
+"""A pool that grows lies elsewhere, and every recording is made anew: by half, then."""
+
 Item = tuple[KvSequence, int]
 
 
@@ -49,10 +54,9 @@ class PoolDecoder:
 
     def record_steps(self, record: Recorder) -> None:
         """Record decoding steps from now on, and repeat them in place of running them."""
-        self.pool.doubles = True
-        self.graphs = StepGraphs(
-            self._decode, self.pool, self.device, set(self._windows), self._rounding(), record, self.name
-        )
+        self.pool.growth = _GROWTH
+        off = _REPEATED[self.network.dtype == torch.float32]
+        self.graphs = StepGraphs(self._decode, self.pool, self.device, set(self._windows), off, record, self.name)
 
     def _rounding(self) -> float:
         return _DEVIATION[self.network.dtype == torch.float32 and not getattr(self.network, "is_quantized", False)]
@@ -96,16 +100,16 @@ class PoolDecoder:
             if not isinstance(error, torch.OutOfMemoryError):
                 raise
             again, whole = self.pool.shrink()
-            released = self.graphs is not None and self.graphs.release()
-            if again or released:
-                torch.cuda.empty_cache()
-                return self._forward(items)
-            if whole and whole < self.kv.n_cells and len(items) > whole - self.kv.used:
+            again |= self.graphs is not None and self.graphs.release()
+            if not again and whole and whole < self.kv.n_cells and len(items) > whole - self.kv.used:
                 self.kv.limit(whole)
                 raise CacheFullError(f"{self.device} has memory for {whole} cells") from error
-            if len(items) == 1:
+            if not again and len(items) == 1:
                 raise ModelError(f"{self.device} has no memory left for a single token: {error}") from error
+        # Only here is what the failed pass held let go of, with its traceback.
         torch.cuda.empty_cache()
+        if again:
+            return self._forward(items)
         half = len(items) // 2
         return torch.cat([self._forward(items[:half]), self._forward(items[half:])])
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +28,6 @@ from arts_plugin.engine.kv import KvSequence
 
 Array = npt.NDArray[Any]
 Step = Callable[[], torch.Tensor]
-Recorder = Callable[[Step], tuple[Callable[[], Any], torch.Tensor]]
-"""From a step to what repeats it, and the tensor in which its result then is."""
 
 _MOST_GRAPHS = 64
 _LEAST_ROWS, _LEAST_CELLS, _LEAST_PREFIX = 4, 32, 128
@@ -36,19 +35,86 @@ _LEAST_ROWS, _LEAST_CELLS, _LEAST_PREFIX = 4, 32, 128
 log = logging.getLogger("arts_hf.graphs")
 
 
-class CudaRecorder:
-    """Records steps as CUDA graphs, which share one pool of memory: none of them runs beside another."""
-
-    def __init__(self) -> None:
-        self._memory: Any = None
+class Recorder(Protocol):
+    """How a step is recorded."""
 
     def __call__(self, step: Step) -> tuple[Callable[[], Any], torch.Tensor]:
-        """See `Recorder`. The caller has run the step once, so nothing is initialised while it is recorded."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._memory):
-            result = step()
-        self._memory = self._memory or graph.pool()
-        return graph.replay, result
+        """What repeats the step on the tensors that it used, and the tensor in which its result then is.
+
+        Raises:
+            Exception: the step cannot be recorded; nothing else has suffered.
+        """
+        ...
+
+    def release(self) -> None:
+        """Give back memory that is held beyond that of recordings; nothing is recorded afterwards."""
+        ...
+
+
+class CudaRecorder:
+    """Records steps as CUDA graphs of one device, which share one pool of memory: none of them runs beside another."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream: torch.cuda.Stream | None = None
+        # While no graph is alive that uses it, the pool counts as free, and a capture into it is an error.
+        self._anchor: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, step: Step) -> tuple[Callable[[], Any], torch.Tensor]:
+        """See `Recorder`."""
+        with torch.cuda.device(self._device):  # streams, and so captures, are of the current one
+            stream = self._stream = self._stream or torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+            self._rehearse(step, stream)
+            if self._anchor is None:
+                self._anchor = self._trivial(stream)
+            graph = torch.cuda.CUDAGraph()
+            try:
+                result = self._capture(graph, step, stream, self._anchor.pool())
+            except BaseException:
+                # A capture that failed leaves the device's random generator in its state; one that succeeds mends it.
+                with suppress(Exception):
+                    self._trivial(stream)
+                raise
+            torch.cuda.synchronize(self._device)
+
+        def replay() -> None:
+            with torch.cuda.device(self._device):
+                graph.replay()
+
+        return replay, result
+
+    def _rehearse(self, step: Step, stream: torch.cuda.Stream) -> None:
+        """Run it on the stream of the capture: what libraries set up at first use lies outside the graph's memory then,
+        and what the host would wait for, which cannot be captured, is found while nothing can be harmed by it."""
+        before = torch.cuda.get_sync_debug_mode()
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            with torch.cuda.stream(stream):
+                step()
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+            torch.cuda.current_stream(self._device).wait_stream(stream)
+        torch.cuda.synchronize(self._device)
+
+    def _trivial(self, stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
+        graph, number = torch.cuda.CUDAGraph(), torch.zeros(1, device=self._device)
+        torch.cuda.synchronize(self._device)
+        self._capture(graph, lambda: number + 1, stream, None)
+        return graph
+
+    def _capture(self, graph: torch.cuda.CUDAGraph, step: Step, stream: torch.cuda.Stream, pool: Any) -> torch.Tensor:
+        # torch.cuda.graph would stay on its stream if the end of the capture failed.
+        with torch.cuda.stream(stream):
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            try:
+                return step()
+            finally:
+                graph.capture_end()
+
+    def release(self) -> None:
+        """See `Recorder`."""
+        self._anchor = self._stream = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +196,8 @@ class _Recorded:
             seen[0] = Shared(self.prefix, Gathered(None, tails.cells, tails.mask))
         self.plan = _FixedPlan(pool, device, self.fresh[2], seen)
         self.replay: Callable[[], Any] | None = None
-        self.result: torch.Tensor | None = None
+        self.result = torch.empty(0)
+        self.proven = False
 
     def fill(self, fresh: Array, views: Sequence[Array], spare: int) -> None:
         """Take in a step's tokens, positions and cells [3, n], and the cells of its sequences."""
@@ -150,7 +217,7 @@ class StepGraphs:
     Args:
         decoder: from tokens and positions to hidden states, under the active plan.
         windows: the sliding windows of its layers, in tokens.
-        off: how far hidden states of a recording may be from those of its step, relatively.
+        off: how far a row's hidden state may be from that of the step itself, relatively: the kernels are the same.
         record: how a step is recorded.
         most: recordings kept; the one that was used longest ago goes first.
     """
@@ -195,9 +262,16 @@ class StepGraphs:
         with torch.inference_mode():
             # A pool that grew lies elsewhere, or will once this step has written to it.
             if found is None or found.state != self._pool.state:
+                # What an older one holds is free before the new one needs it.
+                found = self._recorded[shape] = None
                 return self._first(shape, fresh, views)
             found.fill(fresh, views, self._pool.spare)
-            assert found.replay is not None and found.result is not None
+            if not found.proven:
+                # Once more with other inputs: nothing of the first may have been kept for good.
+                want = self._step(found)()[: len(sequences)].clone()
+                found.proven = True
+                return self._compared(found, want)
+            assert found.replay is not None
             found.replay()
             self.replays += 1
             return found.result[: len(sequences)].clone()
@@ -206,6 +280,7 @@ class StepGraphs:
         """Memory is short: forget all recordings, and make no more. Whether there were any."""
         held = any(self._recorded.values())
         self._recorded.clear()
+        self._record.release()
         self.given_up = self.given_up or "memory was short"
         return held
 
@@ -220,34 +295,43 @@ class StepGraphs:
             tuple(window for window in self._windows if window < longest),
         )
 
-    def _first(self, shape: Shape, fresh: Array, views: Sequence[Array]) -> torch.Tensor | None:
-        """Run a step in its shape, record it, and compare the two."""
-        n = fresh.shape[1]
-        self._recorded[shape] = None  # what an older one holds is free before the new one needs it
-        made = _Recorded(shape, self._pool, self._device)
-        made.fill(fresh, views, self._pool.spare)
-
+    def _step(self, made: _Recorded) -> Step:
         def step() -> torch.Tensor:
             for view in made.views.values():
                 view.see()
             with attention.using(made.plan):
                 return self._decoder(made.fresh[0], made.fresh[1])
 
-        want = step()[:n].clone()
+        return step
+
+    def _first(self, shape: Shape, fresh: Array, views: Sequence[Array]) -> torch.Tensor:
+        """Run a step in its shape, record it, and compare the two."""
+        made = _Recorded(shape, self._pool, self._device)
+        made.fill(fresh, views, self._pool.spare)
+        step = self._step(made)
+        want = step()[: fresh.shape[1]].clone()
         if made.state != self._pool.state:  # the pool grew while it was written to
             return want
         try:
             made.replay, made.result = self._record(step)
-            made.replay()
+            found = self._compared(made, want)
         except Exception as error:
             return self._give_up(f"{type(error).__name__}: {error}", want)
-        got = made.result[:n].clone()
-        off = float((got.float() - want.float()).norm() / want.float().norm())
-        if not off <= self._off:
-            return self._give_up(f"a recording's hidden states differ by {off:.1%} from those of its step", want)
-        self._recorded[shape] = made
-        self.recordings += 1
-        return got
+        if not self.given_up:
+            self._recorded[shape] = made
+            self.recordings += 1
+        return found
+
+    def _compared(self, made: _Recorded, want: torch.Tensor) -> torch.Tensor:
+        """What a recording makes of the inputs that it has, if that is `want`; otherwise `want`, and no more recordings."""
+        assert made.replay is not None
+        made.result.fill_(torch.nan)  # a recording that does nothing must not pass
+        made.replay()
+        got = made.result[: len(want)].clone()
+        off = float(((got.float() - want.float()).norm(dim=1) / want.float().norm(dim=1)).max())
+        if off <= self._off:
+            return got
+        return self._give_up(f"a recording's hidden states differ by {off:.1%} from those of its step", want)
 
     def _give_up(self, why: str, hidden: torch.Tensor) -> torch.Tensor:
         self.given_up = why.splitlines()[0][:300]

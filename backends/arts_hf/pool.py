@@ -30,7 +30,7 @@ class KvPool:
     than the books know is there for rows that are padding.
 
     Attributes:
-        doubles: grow to twice the size instead, for whom every growth costs more than memory.
+        growth: the share by which it grows, 1 / growth; more at once where every growth costs more than memory.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class KvPool:
         self._shapes: dict[int, tuple[int, int, int]] = {}
         self._cells = self._growths = 0
         self._tight = False
-        self.doubles = False
+        self.growth = _GROWTH
 
     @property
     def spare(self) -> int:
@@ -73,8 +73,8 @@ class KvPool:
     def reserve(self, cells: int) -> None:
         """Make room for the cells 0 to `cells` - 1 and the spare one in each layer, once it is written to."""
         if cells >= self._cells:
-            growth = self._cells if self.doubles else self._cells // _GROWTH
-            self._cells = max(cells + 1, self._cells + (0 if self._tight else max(_CHUNK, growth)))
+            more = 0 if self._tight else max(_CHUNK, self._cells // self.growth)
+            self._cells = max(cells + 1, self._cells + more)
 
     def shrink(self) -> tuple[bool, int]:
         """After an allocation that failed: undo a growth that did not come to every layer.

@@ -46,7 +46,7 @@ class HfRuntime(PoolDecoder):
             and {device.type for device in self.pool.devices} == {"cuda"}
             and len(self.pool.devices) == 1
         ):
-            self.record_steps(CudaRecorder())
+            self.record_steps(CudaRecorder(self.device))
         self.slots = settings.slots or self._fitting(settings)
 
     def _fitting(self, settings: Settings) -> int:
