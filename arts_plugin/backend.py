@@ -65,6 +65,8 @@ class Generation:
         stops: strings that end a trace; searched in the whole trace, across steps.
         max_step_tokens, max_gen_toks: tokens of a step and of a trace, at most.
         grammar: what traces must follow.
+        chains: whether the first branch from every state goes on to the end of its trace, whatever comes of the others, so
+            that an engine may generate it in one go and hand out its steps as they are asked for.
     """
 
     sampling: Sampling = field(default_factory=Sampling)
@@ -73,6 +75,7 @@ class Generation:
     max_step_tokens: int = 256
     max_gen_toks: int = 512
     grammar: Grammar | None = None
+    chains: bool = False
 
 
 @dataclass(frozen=True, slots=True)

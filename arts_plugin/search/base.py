@@ -57,7 +57,8 @@ class Strategy(Protocol):
     for next depends on what was told, never on `free` or on timing, so that trees are reproducible.
 
     A strategy may also have a list `released`: nodes from which nothing more will be asked for though no expansion of
-    theirs was the `last`. The driver gives their states back and empties the list.
+    theirs was the `last`. The driver gives their states back and empties the list. And it may have `temperature`, in
+    place of the setting's, and `chains`; see `arts_plugin.backend.Generation`.
     """
 
     tree: ReasoningTree

@@ -12,18 +12,26 @@ from arts_plugin.tree import EndedBy, ReasoningTree
 class BestOfN(TreeStrategy):
     """`budget_trajectories` chains from the root, each continued to its end; equal ones are never merged.
 
-    At most `slots` chains are under way. `chains` is their number where it is not the trajectory budget's. Without a trajectory budget, new chains are started for as long as the other
-    budgets last. Chain i draws the same numbers whatever N is, so the first k traces of a pool of N are the pool of k.
+    At most `slots` chains are under way. Without a trajectory budget, new chains are started for as long as the other budgets
+    last. Chain i draws the same numbers whatever N is, so the first k traces of a pool of N are the pool of k.
 
     Under a trajectory budget alone every chain runs to its end, so no result waits for another. Where tokens or nodes
     run out, the tree depends on which steps were asked for first; results are then taken in in the order in which
     they were asked for, as in `Arts`, so that it does not depend on what else is in the batch.
+
+    Args:
+        chains: their number, where it is not the trajectory budget's.
+
+    Attributes:
+        chains: whether nothing but its own end can end a chain; see `arts_plugin.backend.Generation`. A single one is followed
+            step by step by whoever reads along.
     """
 
     def __init__(self, tree: ReasoningTree, budget: Budget, *, chains: int | None = None, slots: int = 16) -> None:
         super().__init__(tree, budget)
         self._limit = budget.trajectories if chains is None else chains
         self._in_order = budget.tokens is not None or budget.nodes is not None
+        self.chains = not self._in_order and budget.seconds is None and self._limit != 1
         self._chains = 0
         self._pending: dict[tuple[int, int], None] = {}  # (node, index), in the order asked for
         self._told: dict[tuple[int, int], Proposal] = {}

@@ -30,8 +30,8 @@ class Job:
     stops: tuple[str, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)
 
-    def generation(self, temperature: float | None = None) -> Generation:
-        """How its traces are generated; `temperature` overrides the setting."""
+    def generation(self, temperature: float | None = None, chains: bool = False) -> Generation:
+        """How its traces are generated; `temperature` overrides the setting, and for `chains` see `Generation`."""
         s = self.settings
         sampling = Sampling(
             temperature=s.temperature if temperature is None else temperature,
@@ -44,7 +44,8 @@ class Job:
             frequency_penalty=s.frequency_penalty,
             presence_penalty=s.presence_penalty,
         )
-        return Generation(sampling, s.delimiter, self.stops, s.max_step_tokens, s.max_gen_toks, grammar_of(s))
+        grammar = grammar_of(s)
+        return Generation(sampling, s.delimiter, self.stops, s.max_step_tokens, s.max_gen_toks, grammar, chains)
 
     def key(self) -> str:
         """What identifies the job in a run folder: the prompt, where it stops, and the settings that shape its tree."""
@@ -54,7 +55,7 @@ class Job:
         """The key that seeds its choices: the prompt and what shapes a step, but no budget, so that a larger search
         of the same question begins with the smaller one's draws."""
         generation = asdict(self.generation())
-        del generation["sampling"]["seed"]
+        del generation["sampling"]["seed"], generation["chains"]
         # What came with a later version does not count at its default: trees of earlier ones stay what they were.
         for name in _LATER:
             if generation["sampling"][name] == getattr(_PLAIN, name):
@@ -109,14 +110,15 @@ class Search:
         self.tree.nodes[0].token_ids = list(job.prompt.token_ids)
         self.tree.cost.prompt_tokens = len(job.prompt.token_ids)
         self.strategy: Strategy = plugins.make("strategy", settings.strategy, settings, self.tree)
-        self.temperature = self.strategy.temperature if hasattr(self.strategy, "temperature") else None
         self._states: dict[int, State] = {}
         self._handles: dict[int, object] = {}
         self._waiting: deque[Expansion] = deque()
         self._in_flight = 0
         self._root: State | None = None
         try:
-            self._root = backend.open(job.prompt, job.generation(self.temperature), job.problem())
+            temperature = getattr(self.strategy, "temperature", None)
+            generation = job.generation(temperature, bool(getattr(self.strategy, "chains", False)))
+            self._root = backend.open(job.prompt, generation, job.problem())
             self._states[0] = self._root
             self._handles[0] = verifier.open(job.prompt.text)
         except (PromptTooLongError, SettingsError) as error:

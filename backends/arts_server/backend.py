@@ -127,7 +127,8 @@ class ServerBackend:
                 )
             limit = min(limit, n_ctx - n_prompt)
         delimiter = Delimiter(generation.delimiter)
-        question = Question(prompt, generation, delimiter, limit)
+        # One that is to be read as it comes is streamed; so is a single chain, whose steps somebody may be waiting for.
+        question = Question(prompt, generation, delimiter, limit, generation.chains and self.dialect.whole)
         scanner = StepScanner(delimiter, generation.stops)
         return ServerState(question, (), "", scanner, branch_key(sampling.seed, problem))
 
@@ -227,6 +228,7 @@ class ServerBackend:
         state.tokens = (*state.tokens[:kept], *outcome.token_ids)
         state.text = state.text[: len(state.text) - outcome.cut_chars] + outcome.text
         state.scanner, state.over, state.hidden = landed.scanner, outcome.terminal, landed.feature
+        state.rest = landed.rest
         return StepResult(
             state,
             outcome.text,
@@ -256,8 +258,10 @@ class ServerBackend:
         ):
             group = [pair for _, pair in members]
             state = group[0][0]
-            together = self.dialect.many and self.dialect.whole and not state.question.streams
-            if state.origin is not None and together and state.question.generation.sampling.temperature > 0:
+            # Whole traces differ in length: together, the short ones would keep their slots until the longest ends.
+            question = state.question
+            together = self.dialect.many and self.dialect.whole and not question.streams and not question.ahead
+            if state.origin is not None and together and question.generation.sampling.temperature > 0:
                 yield group
             else:
                 yield from ([pair] for pair in group)

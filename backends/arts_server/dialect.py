@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from arts_plugin.backend import Sampling
@@ -77,6 +77,10 @@ class Choice:
     logprobs: tuple[float, ...]
     finish: str
     stop_reason: str | None
+
+    def after(self, count: int) -> Choice:
+        """What follows its first `count` tokens."""
+        return replace(self, pieces=self.pieces[count:], ids=self.ids[count:], logprobs=self.logprobs[count:])
 
 
 def name_digest(model: str) -> str:

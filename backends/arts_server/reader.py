@@ -24,12 +24,13 @@ Member = tuple[ServerState, Run]
 
 @dataclass(frozen=True, slots=True)
 class Landed:
-    """A step that has ended, or failed with `error`."""
+    """A step that has ended, or failed with `error`; `rest` is what the server generated beyond it."""
 
     state: ServerState
     run: Run
     outcome: Outcome | None = None
     scanner: StepScanner | None = None
+    rest: Choice | None = None
     feature: FloatArray | None = None
     error: BaseException | None = None
 
@@ -100,19 +101,23 @@ class StepReader:
         """A step, of which the beginning may be there already."""
         progress = Progress(state.scanner.fork())
         question, before = state.question, len(state.tokens)
-        outcome = None
+        outcome, read = None, 0
+        choice = state.rest if choice is None else choice
         if choice is not None:
             outcome = take(progress, choice, question, before, run.max_tokens, self.dialect.ids)
         while outcome is None:
             if self.dialect.whole and not question.streams:
+                read = len(progress.ids)
                 choice = await self._next(state, run, progress)
                 outcome = take(progress, choice, question, before, run.max_tokens, self.dialect.ids)
             else:
                 progress, outcome = await self._streamed(state, run)
-        return Landed(state, run, outcome, progress.scanner, await self._feature(state, outcome))
+        rest = choice.after(len(progress.ids) - read) if question.ahead and choice and not outcome.terminal else None
+        return Landed(state, run, outcome, progress.scanner, rest, await self._feature(state, outcome))
 
     async def _next(self, state: ServerState, run: Run, progress: Progress) -> Choice:
-        body = self._body(state, progress.ids, run.max_tokens - len(progress.ids), 1)
+        wanted = state.question.limit - len(state.tokens) if state.question.ahead else run.max_tokens
+        body = self._body(state, progress.ids, wanted - len(progress.ids), 1)
 
         async def work(replica: Replica) -> Choice:
             reply = await self.transport.ask(replica, COMPLETIONS, body)

@@ -9,6 +9,7 @@ from arts_plugin.backend import FloatArray, Generation, Prompt
 from arts_plugin.errors import ArtsError
 from arts_plugin.randomness import mix
 from arts_plugin.steps import Delimiter, StepScanner
+from arts_server.dialect import Choice
 from arts_server.replicas import Replica
 
 _SEEDS = (1 << 31) - 1
@@ -20,6 +21,7 @@ class Question:
 
     Attributes:
         limit: tokens of a trace, at most.
+        ahead: whether a request asks for the rest of a trace, whose steps are handed out one by one.
         home: the replica that has its prompt in the cache.
         sent, cached: prompt tokens sent for its steps, and those of them that the server had in its cache.
         root: hidden state at the prompt's last token, once it is known.
@@ -29,6 +31,7 @@ class Question:
     generation: Generation
     delimiter: Delimiter
     limit: int
+    ahead: bool = False
     home: Replica | None = None
     sent: int = 0
     cached: int = 0
@@ -36,14 +39,14 @@ class Question:
 
     @property
     def server_stops(self) -> list[str]:
-        """Strings at which the server may stop: those that end a trace, and the delimiter, unless it is an expression."""
-        spec = self.delimiter.spec
-        return [*(() if self.streams else (spec,)), *(stop for stop in self.generation.stops if stop)]
+        """Strings at which the server may stop: those that end a trace, and the delimiter, unless it is found here."""
+        found_here = self.ahead or self.streams
+        return [*(() if found_here else (self.delimiter.spec,)), *(stop for stop in self.generation.stops if stop)]
 
     @property
     def streams(self) -> bool:
-        """Whether only we can tell where a step ends."""
-        return self.delimiter.spec.startswith("regex:")
+        """Whether only we can tell where a step ends, and are to stop there."""
+        return not self.ahead and self.delimiter.spec.startswith("regex:")
 
 
 @dataclass(slots=True, eq=False)
@@ -57,6 +60,7 @@ class ServerState:
         index: which of its forks it is.
         run: what it is doing, if it was submitted.
         over: whether its trace has ended.
+        rest: what the server has generated beyond it, for the first branch that goes on from it.
     """
 
     question: Question
@@ -68,6 +72,7 @@ class ServerState:
     index: int = 0
     run: Run | None = None
     over: bool = False
+    rest: Choice | None = None
     hidden: FloatArray | None = None
     priority: float = 0.0
 
@@ -90,8 +95,17 @@ class ServerState:
             raise ArtsError("a submitted state cannot be forked before its step has ended")
         if self.over:
             raise ArtsError("this state's trace has ended; nothing goes on from it")
+        rest, self.rest = self.rest, None
         return ServerState(
-            self.question, self.tokens, self.text, self.scanner, mix(self.key, index), self, index, hidden=self.hidden
+            self.question,
+            self.tokens,
+            self.text,
+            self.scanner,
+            mix(self.key, index),
+            self,
+            index,
+            rest=rest,
+            hidden=self.hidden,
         )
 
 
