@@ -1,0 +1,47 @@
+"""Rows of local files and of hubs: one form for the tasks, and nothing of a row is lost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+datasets = pytest.importorskip("datasets")
+
+from arts_plugin.lm_eval.stock import local_splits
+from arts_tasks import hub, rows
+
+PUZZLE = {"question": "Use 1 2 3 4.", "numbers": [1, 2, 3, 4], "target": 24}
+NOTES = {"id": "x1", "subject": "sum", "level": "3"}
+
+
+@pytest.mark.parametrize("read", [hub.game24, hub.countdown])
+def test_puzzles_of_ours_keep_what_they_have(read: Callable[[Any], Any]) -> None:
+    """The hub's rows of Game of 24 have `numbers` as well."""
+    (row,) = read(datasets.Dataset.from_list([rows.numbers({**PUZZLE, **NOTES})]))
+    assert row == {**PUZZLE, **NOTES}
+
+
+@pytest.mark.parametrize("read", [hub.svamp, hub.multiarith])
+def test_word_problems_of_ours_keep_what_they_have(read: Callable[[Any], Any]) -> None:
+    (row,) = read(datasets.Dataset.from_list([rows.word_problem({"question": "1 + 1?", "answer": "2", **NOTES})]))
+    assert row == {"question": "1 + 1?", "answer": "2", **NOTES}
+
+
+@pytest.mark.parametrize(
+    ("read", "theirs", "expected"),
+    [
+        (hub.game24, {"numbers": [4, 4, 6, 8], "solutions": ["x"]}, {"numbers": [4, 4, 6, 8], "target": 24}),
+        (hub.countdown, {"nums": [4, 5, 6], "target": 26}, {"numbers": [4, 5, 6], "target": 26}),
+        (hub.svamp, {"Body": " A. ", "Question": "B?", "Answer": "3.0"}, {"question": "A. B?", "answer": "3"}),
+        (hub.multiarith, {"question": " Q? ", "final_ans": "1,000"}, {"question": "Q?", "answer": "1000"}),
+    ],
+)
+def test_rows_of_a_hub(read: Callable[[Any], Any], theirs: dict[str, Any], expected: dict[str, Any]) -> None:
+    (row,) = read(datasets.Dataset.from_list([theirs]))
+    assert {name: row[name] for name in expected} == expected and "solutions" not in row
+    with pytest.raises(ValueError, match="were expected"):
+        read(datasets.Dataset.from_list([{"other": 1}]))
