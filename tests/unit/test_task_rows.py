@@ -45,3 +45,17 @@ def test_rows_of_a_hub(read: Callable[[Any], Any], theirs: dict[str, Any], expec
     assert {name: row[name] for name in expected} == expected and "solutions" not in row
     with pytest.raises(ValueError, match="were expected"):
         read(datasets.Dataset.from_list([{"other": 1}]))
+
+
+def test_equal_words_with_other_options_are_other_questions(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """MMLU-Pro asks "Which statement is true?" often; what is the same but for its id and solution is left out."""
+    made = [
+        {"question": "Which is true?", "options": options, "answer": "A", "category": subject, "cot_content": cot, "id": str(i)}
+        for i, (options, subject, cot) in enumerate(
+            [(["a", "b"], "law", ""), (["c", "d"], "law", ""), (["a", "b"], "physics", ""), (["a", "b"], "law", "So A.")]
+        )
+    ]  # fmt: skip
+    (tmp_path / "mmlu_pro.jsonl").write_text("\n".join(map(json.dumps, made)))
+    kept = local_splits(str(tmp_path), {"test": "mmlu_pro.jsonl"}, rows.mmlu_pro, {})["test"]
+    assert kept["id"] == ["0", "1", "2"]
+    assert "line 4 asks what line 1 asks: left out" in caplog.text
