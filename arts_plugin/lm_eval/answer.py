@@ -41,21 +41,29 @@ class Answer(str):
     @classmethod
     def of(cls, tree: ReasoningTree, text: str | None = None, run: str | None = None) -> Answer:
         """The answer of a tree; `text` replaces the chosen trajectory's. Thinking is left out where the settings told its end."""
-        end = tree.meta.get("think_end")
-        payload = {
-            "trajectories": [_plain(t, t.leaf == tree.chosen, end) for t in tree.trajectories()],
-            "cost": {name: getattr(tree.cost, name) for name in tree.cost.__slots__},
-            "search": {
-                "strategy": tree.strategy,
-                "select": tree.select,
-                "scorer": tree.scorer,
-                "ended_by": tree.ended_by,
-                "error": tree.error,
-                "run": run,
-                "key": tree.meta.get("key"),
-            },
-        }
-        return cls(answer_of(tree.text if text is None else text, end), payload)
+        return cls(answer_of(tree.text if text is None else text, _think_end(tree)), payload_of(tree, run))
+
+
+def payload_of(tree: ReasoningTree, run: str | None = None) -> dict[str, Any]:
+    """What the answers of a tree carry: one object for all of them, in memory and in a pickle that holds several."""
+    return {
+        "trajectories": [_plain(t, t.leaf == tree.chosen, _think_end(tree)) for t in tree.trajectories()],
+        "cost": {name: getattr(tree.cost, name) for name in tree.cost.__slots__},
+        "search": {
+            "strategy": tree.strategy,
+            "select": tree.select,
+            "scorer": tree.scorer,
+            "ended_by": tree.ended_by,
+            "error": tree.error,
+            "run": run,
+            "key": tree.meta.get("key"),
+        },
+    }
+
+
+def _think_end(tree: ReasoningTree) -> str | None:
+    end: str | None = tree.meta.get("think_end")
+    return end
 
 
 def _plain(trajectory: Trajectory, chosen: bool, think_end: str | None) -> dict[str, Any]:
@@ -85,4 +93,5 @@ def handed_out(tree: ReasoningTree, repeats: int, run: str | None = None) -> lis
     texts = [tree.text, *(t.text for t in others)]
     texts += [tree.trajectory(node.id).text for node in tree.leaves() if not node.terminal and node.id != tree.chosen]
     filler = tree.text if tree.strategy == "greedy" else ""
-    return [Answer.of(tree, text, run) for text in [*texts, *[filler] * repeats][:repeats]]
+    payload, end = payload_of(tree, run), _think_end(tree)
+    return [Answer(answer_of(text, end), payload) for text in [*texts, *[filler] * repeats][:repeats]]

@@ -204,6 +204,15 @@ class TestHandedOut:
         tree.strategy = "greedy"
         assert handed_out(tree, 3) == ["a", "a", "a"]
 
+    def test_trajectories_are_there_once(self) -> None:
+        """However many answers carry them, in memory and in a pickle."""
+        tree = tree_of(*((f"text number {i} " * 50, 1) for i in range(64)))
+        answers = handed_out(tree, 64)
+        copies: list[Answer] = pickle.loads(pickle.dumps(answers))
+        for found in (answers, copies):
+            assert all(answer.trajectories is found[0].trajectories for answer in found)
+        assert copies == answers and len(pickle.dumps(answers)) < 3 * len(pickle.dumps(answers[0]))
+
     def test_refused(self) -> None:
         (answer,) = handed_out(tree_of(error="too long"), 1)
         assert answer == "" and answer.search["error"] == "too long" and answer.trajectories == []

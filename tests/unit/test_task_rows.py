@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-datasets = pytest.importorskip("datasets")
+pytest.importorskip("datasets")
+
+import datasets
 
 from arts_plugin.lm_eval.stock import local_splits
 from arts_tasks import hub, rows
