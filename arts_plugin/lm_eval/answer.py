@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 from arts_plugin.prompts import answer_of
@@ -17,8 +18,8 @@ class Answer(str):
     Attributes:
         trajectories: one dict a finished trajectory (leaf, text, answer, logprob, tokens, log_flow, count, stop, chosen).
         cost: what the search cost (see `arts_plugin.tree.Cost`).
-        search: strategy, selection rule, scorer, which limit ended the search, the error if there was one, and the run
-            folder and key of the tree if it is kept.
+        search: strategy, selection rule, scorer, which limit ended the search, the error if there was one, the run folder
+            and key of the tree if it is kept, and as `own` the settings that the task had of its own.
     """
 
     trajectories: list[dict[str, Any]]
@@ -44,7 +45,7 @@ class Answer(str):
         return cls(answer_of(tree.text if text is None else text, _think_end(tree)), payload_of(tree, run))
 
 
-def payload_of(tree: ReasoningTree, run: str | None = None) -> dict[str, Any]:
+def payload_of(tree: ReasoningTree, run: str | None = None, own: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What the answers of a tree carry: one object for all of them, in memory and in a pickle that holds several."""
     return {
         "trajectories": [_plain(t, t.leaf == tree.chosen, _think_end(tree)) for t in tree.trajectories()],
@@ -57,6 +58,7 @@ def payload_of(tree: ReasoningTree, run: str | None = None) -> dict[str, Any]:
             "error": tree.error,
             "run": run,
             "key": tree.meta.get("key"),
+            "own": dict(own or {}),
         },
     }
 
@@ -80,7 +82,9 @@ def _plain(trajectory: Trajectory, chosen: bool, think_end: str | None) -> dict[
     }
 
 
-def handed_out(tree: ReasoningTree, repeats: int, run: str | None = None) -> list[Answer]:
+def handed_out(
+    tree: ReasoningTree, repeats: int, run: str | None = None, own: Mapping[str, Any] | None = None
+) -> list[Answer]:
     """`repeats` answers of one search: the chosen one first, then the others as often as they were drawn.
 
     Unfinished trajectories follow where there are too few; where even they do not suffice, empty answers do, which a
@@ -93,5 +97,5 @@ def handed_out(tree: ReasoningTree, repeats: int, run: str | None = None) -> lis
     texts = [tree.text, *(t.text for t in others)]
     texts += [tree.trajectory(node.id).text for node in tree.leaves() if not node.terminal and node.id != tree.chosen]
     filler = tree.text if tree.strategy == "greedy" else ""
-    payload, end = payload_of(tree, run), _think_end(tree)
+    payload, end = payload_of(tree, run, own), _think_end(tree)
     return [Answer(answer_of(text, end), payload) for text in [*texts, *[filler] * repeats][:repeats]]

@@ -26,12 +26,13 @@ from arts_plugin.evaluation.extract import extract_auto
 from arts_plugin.evaluation.search_metrics import Values, ratio, ratio_stderr
 from arts_plugin.lm_eval.entries import COSTS, Entries, Entry, figures
 from arts_plugin.lm_eval.labels import Labels
+from arts_plugin.lm_eval.requests import attach, own_settings
 from arts_plugin.lm_eval.stock import local_splits, stock_config
 from arts_plugin.training.grades import Graded
 
 log = logging.getLogger("lm_eval.arts")
 
-_OWN = ("base", "class", "data", "filter", "ks", "metric", "rows", "vote")
+_OWN = ("arts", "base", "class", "data", "filter", "ks", "metric", "rows", "vote")
 _INVALID = "[invalid]"
 """What lm-eval's regex filter gives where it finds nothing."""
 
@@ -41,6 +42,8 @@ class TreeSearchTask(ConfigurableTask):
 
     - `base`: the stock task: a file in lm-eval's task folder or a name. Without it, the YAML is the whole task.
     - `ks`: numbers of traces to report.
+    - `arts`: settings of the search for this task, like {chat: template}. They override the model's, and `arts_*` keys of
+      gen_kwargs override them. Other models never see them.
     - `metric`: which of the task's metrics says whether a trajectory is right; default: the first.
     - `filter`: which of the task's filter pipelines it is whose results are right or wrong, and vote, in the run folder's
       labels; default: the first. lm-eval prints the figures of all of them.
@@ -49,13 +52,14 @@ class TreeSearchTask(ConfigurableTask):
     - `data`: split -> file of JSON lines, and `rows`: function(row) -> document, for `--metadata '{"arts_data": FOLDER}'`.
 
     Raises:
-        ArtsError: `ks`, `base`, `filter` or `arts_data` cannot be used.
+        ArtsError: `arts`, `ks`, `base`, `filter` or `arts_data` cannot be used.
     """
 
     def __init__(self, config: dict[str, Any] | None = None, **others: Any) -> None:
         given = dict(config or {})
         own = {name: given.pop(name, None) for name in _OWN}
         self.base: str | None = own["base"]
+        self.arts = own_settings(own["arts"])
         self.ks = _ks(own["ks"] or [1, 2, 4, 8, 16], given.get("task"))
         stock = stock_config(self.base) if self.base else {}
         for name in ("tag", "group", "task", "task_alias"):
@@ -136,15 +140,30 @@ class TreeSearchTask(ConfigurableTask):
         """What lm-eval writes beside the results."""
         return {
             **super().dump_config(),
+            "arts": self.arts,
             "base": self.base,
             "ks": self.ks,
             "metric": self.primary,
             "filter": self.filter_name,
         }
 
+    def build_all_requests(self, **keywords: Any) -> None:
+        """lm-eval's requests, with the task's own settings: also those that were pickled with others."""
+        super().build_all_requests(**keywords)
+        for instance in self._instances:
+            attach(instance, self.arts)
+
+    def construct_requests(self, doc: dict[str, Any], ctx: Any, **keywords: Any) -> Any:
+        """lm-eval's request, with the task's own settings."""
+        made = super().construct_requests(doc, ctx, **keywords)
+        for instance in made if isinstance(made, list) else [made]:
+            attach(instance, self.arts)
+        return made
+
     # From answers to trajectories.
     def apply_filters(self) -> None:
         """The stock filters on every trajectory, each as if it were the only answer."""
+        self._check_cached()
         clones: list[Any] = []
         spans: list[tuple[Any, list[dict[str, Any]], int]] = []
         for instance in self._instances:
@@ -170,6 +189,16 @@ class TreeSearchTask(ConfigurableTask):
                 instance.filtered_resps[name] = entries
         self._say_odd([instance.filtered_resps[self.filter_name] for instance, _, _ in spans])
         self._count([found for _, found, _ in spans])
+
+    def _check_cached(self) -> None:
+        """lm-eval's cache knows a request by its gen_kwargs, of which the task's own settings are none."""
+        for instance in self._instances:
+            search = getattr(instance.resps[0], "search", {})
+            if search.get("own", self.arts) != self.arts:
+                raise ArtsError(
+                    f"{self.config.task}: answers in lm-eval's cache were made with arts {search['own']}, and the task says "
+                    f"{self.arts}. Use another --use_cache"
+                )
 
     def _say_odd(self, questions: Sequence[Entries]) -> None:
         odd = [entries.id for entries in questions if entries.odd]

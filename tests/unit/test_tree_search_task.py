@@ -15,6 +15,7 @@ pytest.importorskip("lm_eval")
 
 from arts_plugin.evaluation.search_metrics import ratio, ratio_stderr
 from arts_plugin.lm_eval.answer import Answer
+from arts_plugin.lm_eval.requests import attached
 from arts_plugin.lm_eval.task import TreeSearchTask
 from arts_plugin.training.grades import Graded, GradesFile, read_grades
 
@@ -272,6 +273,27 @@ def test_a_trace_without_a_score_has_no_vote(data: Path) -> None:
     assert first["strict-match"]["weighted_vote@2"] == 1.0
 
 
+def test_settings_of_a_task(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come with each request and are not among its gen_kwargs, which any model reads; pickled requests have them too."""
+    monkeypatch.setattr("lm_eval.caching.cache.PATH", str(tmp_path / "cache"))
+    for own in ({"chat": "template", "width": "3"}, {"chat": "plain"}):
+        made = task(data, arts=own)
+        for cached in (True, False):
+            made.build_all_requests(rank=0, world_size=1, cache_requests=cached)
+            assert [attached(instance) for instance in made.instances] == [made.arts] * 2
+            assert not [name for name in made.instances[0].args[1] if name.startswith("arts")]
+    assert made.dump_config()["arts"] == made.arts == {"chat": "plain"}
+    instance = made.construct_requests(made.eval_docs[0], "?", metadata=("t", 0, 1))
+    assert attached(instance) == {"chat": "plain"}
+
+
+def test_a_cache_of_other_settings(data: Path) -> None:
+    """lm-eval's cache does not know them, and would hand out what another setting made."""
+    with pytest.raises(ArtsError, match=r"were made with arts \{'width': 4\}, and the task says \{\}\. Use another"):
+        run(task(data), answer("#### 2", own={"width": 4}), answer("#### 4", own={"width": 4}))
+    run(task(data, arts={"width": 4}), answer("#### 2", own={"width": 4}), answer("#### 4", own={"width": 4}))
+
+
 def test_predict_only(data: Path) -> None:
     made = task(data)
     made.override_metric("bypass")
@@ -289,6 +311,10 @@ def test_predict_only(data: Path) -> None:
         ({"metadata": {"arts_data": "/nowhere"}}, "there is no such file or folder"),
         ({"data": None}, "does not say which files it reads"),
         ({"data": {"test": "other.jsonl"}}, "other.jsonl is missing; it is needed for the questions"),
+        ({"arts": "template"}, "arts is 'template'; it must be settings and their values"),
+        ({"arts": {"slots": 4}}, "slots in arts: it belongs to the whole run; set it in --model_args"),
+        ({"arts": {"widht": 4}}, "unknown setting 'widht'.*did you mean 'width'"),
+        ({"arts": {"width": 0}}, "width is 0; it must be at least 1"),
         ({"filter": "strict"}, "filter of t is 'strict'; it has strict-match, flexible-extract"),
         ({"metric": "bleu"}, None),
     ],
