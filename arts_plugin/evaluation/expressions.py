@@ -67,6 +67,12 @@ def extract_expression(text: str) -> str | None:
     return None
 
 
+def extract_compact(text: str) -> str | None:
+    """`extract_expression` without its spaces, for voting: what is right is not for a vote to know."""
+    found = extract_expression(text)
+    return None if found is None else "".join(found.split())
+
+
 def _fullest(chain: Sequence[str]) -> str | None:
     worked = [(piece, work_out(piece)) for piece in chain]
     sizes = {piece: len(value[1]) for piece, value in worked if value is not None and len(value[1]) > 1}

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from arts_plugin.evaluation.expressions import extract_expression, reaches, work_out
+from arts_plugin.plugins import Plugins
+from arts_tasks.grade import expression_vote
 
 
 @pytest.mark.parametrize(
@@ -63,6 +65,13 @@ def test_what_stands_around_an_expression(text: str) -> None:
 )
 def test_what_is_not_to_be_taken_for_marks(text: str, found: str | None) -> None:
     assert extract_expression(text) == found
+
+
+def test_votes_are_for_expressions_without_their_spaces() -> None:
+    """And by the search as by the task."""
+    extract = Plugins().make("extractor", "expression")
+    assert extract("so ( 1 + 1 ) * 12 = 24") == expression_vote({}, "so (1 + 1)*12 = 24") == "(1+1)*12"
+    assert extract("the answer is 24") is None
 
 
 @pytest.mark.parametrize(
