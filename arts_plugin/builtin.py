@@ -47,7 +47,7 @@ def arts_register_graders(register: Register) -> None:
 
 @hookimpl
 def arts_register_extractors(register: Register) -> None:
-    """auto and its parts, and text."""
+    """auto and its parts, expression, and text."""
     from arts_plugin.evaluation import extract
 
     register("auto", lambda: extract.extract_auto)
@@ -55,7 +55,14 @@ def arts_register_extractors(register: Register) -> None:
     register("hashes", lambda: extract.extract_hashes)
     register("phrase", lambda: extract.extract_phrase)
     register("number", lambda: extract.extract_number)
+    register("expression", _expression)
     register("text", lambda: extract.extract_text)
+
+
+def _expression() -> Any:
+    from arts_plugin.evaluation.expressions import extract_compact
+
+    return extract_compact
 
 
 def _math() -> Any:

@@ -17,16 +17,32 @@ from arts_plugin.evaluation.extract import extract_boxed
 
 MAX_LENGTH = 200
 _MAX_DIGITS = 12
-_SPELLED = (
-    ("\\\\times|\\\\cdot|\u00d7|\u00b7", "*"),
-    ("\\\\div|\u00f7", "/"),
-    (r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}", r"((\1)/(\2))"),
-    (r"\\left|\\right|\\[,;:! ]|\$", ""),
-    ("\u2212|\u2013", "-"),
-    (r"[\[{]", "("),
-    (r"[\]}]", ")"),
+_FRACTION = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
+_FRACTIONS_DEEP = 8
+_SPELLED = tuple(
+    (re.compile(pattern), plain)
+    for pattern, plain in (
+        (r"\\\\", "\n"),
+        (r"\\\*", "*"),
+        # Only in pairs around operands: 9**9 is a power, which is no arithmetic of ours.
+        (r"(?<![\d)])\*\*(?=[\d(])((?:[^*\n]|\*(?!\*))+)(?<=[\d)])\*\*(?![\d(])", r"\1"),
+        ("\\\\times|\\\\cdot|\u00d7|\u00b7|\u22c5|\u2217", "*"),
+        ("\\\\div|\u00f7", "/"),
+        # A fraction that was not unfolded is not to be taken for what stands in its braces.
+        (r"\\[dt]?frac[^\n=]*", "?"),
+        # Before brackets are read: these only say where mathematics begins and ends.
+        (r"\\[()\[\]]|\$", " "),
+        (r"\\left|\\right|\\[,;:! ]|&", ""),
+        ("\u2212|\u2013", "-"),
+        (r"[\[{]", "("),
+        (r"[\]}]", ")"),
+        (r"\n[^\S\n]*(?==)", " "),
+    )
 )
-_RUN = re.compile(r"[\d(][\d\s.+*/()-]*[\d)]")
+_ELSE = re.compile(r"[^\d\s.+*/()=-]+|[\r\n]+")
+_TOKEN = re.compile(r"\d+(?:\.\d+)?|[-+*/()=]|\s+|\.")
+# Marks of our own, none of which is in a stretch of arithmetic.
+_BREAK, _ASIDE, _SIGN = "|", "@", "~"
 _ARITHMETIC = re.compile(r"[\d\s.+*/()-]+")
 _BINARY: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
     ast.Add: lambda a, b: a + b,
@@ -37,26 +53,96 @@ _BINARY: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
 
 
 def extract_expression(text: str) -> str | None:
-    """The last expression with an operation in it: boxed, or else anywhere; without `= value`. None if there is none."""
+    """The last expression with an operation in it: boxed, or else anywhere. None if there is none.
+
+    Of a chain `a = b = c` it is the one with the most numbers, the first among equals: the others are what it comes down
+    to. Marks around it (lists, emphasis, brackets that never close) are left out.
+    """
     boxed = extract_boxed(text)
     for place in (boxed, text) if boxed else (text,):
-        plain = _plain(place)
-        found = [run for run in _RUN.findall(plain.replace("=", "\n")) for run in run.splitlines()]
-        runs = [run.strip() for run in found if _worth(run)]
-        if runs:
-            return str(runs[-1])
+        for stretch in reversed(_ELSE.split(_plain(place))):
+            for chain in reversed(_chains(stretch)):
+                if found := _fullest(chain):
+                    return found
     return None
 
 
-def _worth(run: str) -> bool:
-    value = work_out(run)
-    return value is not None and len(value[1]) > 1
+def extract_compact(text: str) -> str | None:
+    """`extract_expression` without its spaces, for voting: what is right is not for a vote to know."""
+    found = extract_expression(text)
+    return None if found is None else "".join(found.split())
+
+
+def _fullest(chain: Sequence[str]) -> str | None:
+    worked = [(piece, work_out(piece)) for piece in chain]
+    sizes = {piece: len(value[1]) for piece, value in worked if value is not None and len(value[1]) > 1}
+    return max(sizes, key=sizes.__getitem__, default=None)
 
 
 def _plain(text: str) -> str:
+    for _ in range(_FRACTIONS_DEEP):  # the innermost first
+        text, unfolded = _FRACTION.subn(r"((\1)/(\2))", text)
+        if not unfolded:
+            break
     for pattern, plain in _SPELLED:
-        text = re.sub(pattern, plain, text)
+        text = pattern.sub(plain, text)
     return text
+
+
+def _chains(stretch: str) -> list[list[str]]:
+    """Expressions with `=` between them, in a stretch of text in which nothing else occurs; asides come first."""
+    first, *others = re.split(f"([{_BREAK}{_ASIDE}])", _marked(_TOKEN.findall(stretch)))
+    asides = [chain for mark, chain in zip(others[::2], others[1::2], strict=True) if mark == _ASIDE]
+    plain = [chain for mark, chain in zip(others[::2], others[1::2], strict=True) if mark == _BREAK]
+    return [
+        [side.strip("+-*/ \t\n").replace(_SIGN, "-") for side in chain.split("=")] for chain in [*asides, first, *plain]
+    ]
+
+
+def _marked(tokens: Sequence[str]) -> str:
+    """The text, with a mark where a chain ends: where one operand follows another, at a full stop, at odd brackets.
+
+    A bracket that follows an operand without a space is multiplied with it.
+    """
+    odd = _odd_brackets(tokens)
+    marked = []
+    before, spaced = "", False
+    for at, token in enumerate(tokens):
+        if token.isspace():
+            spaced = True
+            marked.append(token)
+            continue
+        after_operand = before == ")" or before.isdigit()
+        if token == "." or at in odd:
+            marked.append(_ASIDE if after_operand and odd.get(at, -1) > at else _BREAK)
+            before = ""
+        else:
+            if after_operand and (token == "(" or token[0].isdigit()):
+                marked.append(_BREAK if spaced or token != "(" else "*")
+            sign = token == "-" and before == "=" and not "".join(tokens[at + 1 : at + 2]).isspace()
+            marked.append(_SIGN if sign else token)  # elsewhere a minus in front may be a dash
+            before = token[-1]
+        spaced = False
+    return "".join(marked)
+
+
+def _odd_brackets(tokens: Sequence[str]) -> dict[int, int]:
+    """Brackets that are none of arithmetic: they have no partner, or hold an equation. Place -> the partner's place, or -1."""
+    opened: list[int] = []
+    odd: dict[int, int] = {}
+    equations: list[int] = []
+    for at, token in enumerate(tokens):
+        if token == "=":
+            equations.append(at)
+        elif token == "(":
+            opened.append(at)
+        elif token == ")" and not opened:
+            odd[at] = -1
+        elif token == ")":
+            start = opened.pop()
+            if equations and equations[-1] > start:
+                odd[start], odd[at] = at, start
+    return {**odd, **dict.fromkeys(opened, -1)}
 
 
 def work_out(expression: str) -> tuple[Fraction, list[int]] | None:

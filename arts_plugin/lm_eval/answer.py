@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 from arts_plugin.prompts import answer_of
@@ -17,8 +18,8 @@ class Answer(str):
     Attributes:
         trajectories: one dict a finished trajectory (leaf, text, answer, logprob, tokens, log_flow, count, stop, chosen).
         cost: what the search cost (see `arts_plugin.tree.Cost`).
-        search: strategy, selection rule, scorer, which limit ended the search, the error if there was one, and the run
-            folder and key of the tree if it is kept.
+        search: strategy, selection rule, scorer, which limit ended the search, the error if there was one, the run folder
+            and key of the tree if it is kept, and as `own` the settings that the task had of its own.
     """
 
     trajectories: list[dict[str, Any]]
@@ -41,21 +42,30 @@ class Answer(str):
     @classmethod
     def of(cls, tree: ReasoningTree, text: str | None = None, run: str | None = None) -> Answer:
         """The answer of a tree; `text` replaces the chosen trajectory's. Thinking is left out where the settings told its end."""
-        end = tree.meta.get("think_end")
-        payload = {
-            "trajectories": [_plain(t, t.leaf == tree.chosen, end) for t in tree.trajectories()],
-            "cost": {name: getattr(tree.cost, name) for name in tree.cost.__slots__},
-            "search": {
-                "strategy": tree.strategy,
-                "select": tree.select,
-                "scorer": tree.scorer,
-                "ended_by": tree.ended_by,
-                "error": tree.error,
-                "run": run,
-                "key": tree.meta.get("key"),
-            },
-        }
-        return cls(answer_of(tree.text if text is None else text, end), payload)
+        return cls(answer_of(tree.text if text is None else text, _think_end(tree)), payload_of(tree, run))
+
+
+def payload_of(tree: ReasoningTree, run: str | None = None, own: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What the answers of a tree carry: one object for all of them, in memory and in a pickle that holds several."""
+    return {
+        "trajectories": [_plain(t, t.leaf == tree.chosen, _think_end(tree)) for t in tree.trajectories()],
+        "cost": {name: getattr(tree.cost, name) for name in tree.cost.__slots__},
+        "search": {
+            "strategy": tree.strategy,
+            "select": tree.select,
+            "scorer": tree.scorer,
+            "ended_by": tree.ended_by,
+            "error": tree.error,
+            "run": run,
+            "key": tree.meta.get("key"),
+            "own": dict(own or {}),
+        },
+    }
+
+
+def _think_end(tree: ReasoningTree) -> str | None:
+    end: str | None = tree.meta.get("think_end")
+    return end
 
 
 def _plain(trajectory: Trajectory, chosen: bool, think_end: str | None) -> dict[str, Any]:
@@ -72,7 +82,9 @@ def _plain(trajectory: Trajectory, chosen: bool, think_end: str | None) -> dict[
     }
 
 
-def handed_out(tree: ReasoningTree, repeats: int, run: str | None = None) -> list[Answer]:
+def handed_out(
+    tree: ReasoningTree, repeats: int, run: str | None = None, own: Mapping[str, Any] | None = None
+) -> list[Answer]:
     """`repeats` answers of one search: the chosen one first, then the others as often as they were drawn.
 
     Unfinished trajectories follow where there are too few; where even they do not suffice, empty answers do, which a
@@ -85,4 +97,5 @@ def handed_out(tree: ReasoningTree, repeats: int, run: str | None = None) -> lis
     texts = [tree.text, *(t.text for t in others)]
     texts += [tree.trajectory(node.id).text for node in tree.leaves() if not node.terminal and node.id != tree.chosen]
     filler = tree.text if tree.strategy == "greedy" else ""
-    return [Answer.of(tree, text, run) for text in [*texts, *[filler] * repeats][:repeats]]
+    payload, end = payload_of(tree, run, own), _think_end(tree)
+    return [Answer(answer_of(text, end), payload) for text in [*texts, *[filler] * repeats][:repeats]]

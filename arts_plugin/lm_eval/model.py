@@ -17,7 +17,7 @@ from arts_plugin.errors import SettingsError, did_you_mean
 from arts_plugin.lm_eval.answer import Answer, handed_out
 from arts_plugin.lm_eval.chats import Chats
 from arts_plugin.lm_eval.ranks import Ranks, of_this_process
-from arts_plugin.lm_eval.requests import Request, read_gen_kwargs, said_once
+from arts_plugin.lm_eval.requests import Request, attached, said_once, settings_of
 from arts_plugin.run import versions
 from arts_plugin.search.job import Job
 from arts_plugin.settings import Settings, describe
@@ -188,7 +188,8 @@ class ArtsLM(TemplateLM):
         reads = list(self._read(requests))
         answers: dict[int, list[Answer]] = {}
         for read, tree in self._search(reads, disable_tqdm):
-            answers[read.place] = handed_out(tree, read.repeats, self.arts.settings.trace)
+            own = attached(requests[read.place])
+            answers[read.place] = handed_out(tree, read.repeats, self.arts.settings.trace, own)
             self._cache(requests[read.place].args, answers[read.place][0])
         return [answer for read in reads for answer in answers[read.place]]
 
@@ -209,7 +210,7 @@ class ArtsLM(TemplateLM):
                     f"repeats: {repeats} with --use_cache: lm-eval would hand out the last trajectory {repeats} times "
                     "when it reads its cache; leave --use_cache away (trace= resumes a run)"
                 )
-            settings, stops = read_gen_kwargs(gen_kwargs, self.arts.settings, self._said)
+            settings, stops = settings_of(requests[at], self.arts.settings, self._said)
             wanted = settings.budget_trajectories
             if wanted is not None and wanted < repeats:
                 said_once(self._said, f"repeats: {repeats} raises budget_trajectories from {wanted} to {repeats}")

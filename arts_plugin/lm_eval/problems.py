@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from arts_plugin.api import Arts
 from arts_plugin.errors import ArtsError
 from arts_plugin.lm_eval.chats import Chats
-from arts_plugin.lm_eval.requests import read_gen_kwargs
+from arts_plugin.lm_eval.requests import settings_of
 from arts_plugin.prompts import answer_of
-from arts_plugin.training.sdf import Problem
+from arts_plugin.training.sdf import Judge, Problem, Verdict
 from arts_plugin.tree import Trajectory
 
 log = logging.getLogger(__name__)
@@ -78,36 +78,53 @@ def task_problems(arts: Arts, tasks: Sequence[Any], limit: int | None = None) ->
             tokenizer_name=arts.backend.info.name if templated else "",
         )
         for instance in list(task.instances):
-            context, gen_kwargs = instance.args
-            settings, stops = read_gen_kwargs(gen_kwargs, arts.settings, said)
+            context = instance.args[0]
+            settings, stops = settings_of(instance, arts.settings, said)
             chat = chats.behind(context)
             yield Problem(
                 id=f"{instance.task_name}-{instance.doc_id}",
                 question=chat.messages[-1]["content"] if chat else str(context),
                 prompt=chats.prompt(context, settings.chat),
                 gold=str(task.doc_to_target(instance.doc)),
-                grade=_grader(task, instance, settings.think_end_token),
+                judge=_judge(task, instance, settings.think_end_token),
                 stops=stops,
                 settings=settings,
                 subject=str(instance.doc.get("subject") or ""),
                 level=str(instance.doc.get("level") or ""),
+                task=str(instance.task_name),
+                grader=_grader_of(task),
             )
 
 
-def _grader(task: Any, instance: Any, think_end: str | None) -> Callable[[Trajectory], bool]:
-    """Right if any of the task's filters finds a right answer in the text, by the task's first metric. Thinking is no answer."""
+def _grader_of(task: Any) -> str:
+    """As the labels of the task under lm-eval have it; of a task that is not ours nothing."""
+    return f"{task.config.task}: {task.primary}, {task.filter_name}" if hasattr(task, "judged") else ""
 
-    def grade(trajectory: Trajectory) -> bool:
-        instance.resps = [answer_of(trajectory.text, think_end)]
-        instance.filtered_resps = {}
-        metric = getattr(task, "primary", next(iter(task.config.metric_list or [{"metric": None}]))["metric"])
-        for ensemble in task._filters:
-            ensemble.apply([instance])
-        for response in instance.filtered_resps.values():
-            found = task.process_results(instance.doc, [response])
-            value = found.get(metric, next(iter(found.values()), 0.0))
-            if isinstance(value, int | float) and value > 0.5:
-                return True
-        return False
 
-    return grade
+def _judge(task: Any, instance: Any, think_end: str | None) -> Judge:
+    """What the task says of a trajectory's text; thinking is no answer.
+
+    A task of ours is right and votes as in the run folders of lm-eval. Another is right if any of its filters finds a right
+    answer, by its first metric, and leaves the vote to the search.
+    """
+
+    def judged(trajectory: Trajectory) -> Verdict:
+        text = answer_of(trajectory.text, think_end)
+        if hasattr(task, "judged"):
+            return Verdict(*task.judged(instance, text))
+        return Verdict(_right(task, instance, text), trajectory.answer)
+
+    return judged
+
+
+def _right(task: Any, instance: Any, text: str) -> bool:
+    instance.resps, instance.filtered_resps = [text], {}
+    metric = next(iter(task.config.metric_list or [{"metric": None}]))["metric"]
+    for ensemble in task._filters:
+        ensemble.apply([instance])
+    for response in instance.filtered_resps.values():
+        found = task.process_results(instance.doc, [response])
+        value = found.get(metric, next(iter(found.values()), 0.0))
+        if isinstance(value, int | float) and value > 0.5:
+            return True
+    return False

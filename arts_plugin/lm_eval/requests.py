@@ -9,7 +9,7 @@ from typing import Any
 
 from arts_plugin.backend import Message
 from arts_plugin.errors import SettingsError
-from arts_plugin.settings import OF_THE_RUN, Settings
+from arts_plugin.settings import OF_THE_RUN, Settings, coerce
 
 log = logging.getLogger("lm_eval.arts")
 
@@ -18,6 +18,8 @@ _SAMPLING = frozenset({"do_sample", "temperature", "top_p", "top_k", "min_p", "n
 _IGNORED = frozenset({"repetition_penalty", "early_stopping", "use_cache"})
 _KNOWN = frozenset({"until", *_LENGTHS}) | _SAMPLING | _IGNORED
 PREFIX = "arts_"
+_ATTRIBUTE = "arts_settings"
+"""Where a request carries its task's own settings: other models look at gen_kwargs, and refuse what they do not know."""
 
 
 class ChatPrompt(str):
@@ -53,6 +55,50 @@ class Request:
     place: int = field(default=0, compare=False)
 
 
+def own_settings(values: Any) -> dict[str, Any]:
+    """The settings that a task has of its own (its key `arts`), checked one by one.
+
+    Raises:
+        SettingsError: not a mapping, no setting, a bad value, or what belongs to the whole run.
+    """
+    if values is None:
+        return {}
+    if not isinstance(values, Mapping):
+        raise SettingsError(f"arts is {values!r}; it must be settings and their values")
+    for name in values:
+        if _of_the_run(name):
+            raise SettingsError(f"{name} in arts: it belongs to the whole run; set it in --model_args")
+    return {name: coerce(name, value) for name, value in values.items()}
+
+
+def attach(instance: Any, own: Mapping[str, Any]) -> None:
+    """Give a request its task's own settings, to be read by `settings_of`. They are pickled with it."""
+    setattr(instance, _ATTRIBUTE, dict(own))
+
+
+def attached(instance: Any) -> dict[str, Any]:
+    """What `attach` gave; empty for a request of a task that knows nothing of them."""
+    own: dict[str, Any] = getattr(instance, _ATTRIBUTE, {})
+    return own
+
+
+def settings_of(instance: Any, settings: Settings, said: set[str]) -> tuple[Settings, tuple[str, ...]]:
+    """The settings and stop strings of a request: `read_gen_kwargs`, above what its task has of its own.
+
+    Raises:
+        SettingsError: see `read_gen_kwargs`.
+    """
+    gen_kwargs = instance.args[1]
+    own = {PREFIX + name: value for name, value in attached(instance).items()}
+    if any(gen_kwargs.get(name) is not None for name in _LENGTHS):
+        own.pop(f"{PREFIX}max_gen_toks", None)
+    return read_gen_kwargs({**own, **gen_kwargs}, settings, said)
+
+
+def _of_the_run(name: str) -> bool:
+    return name in OF_THE_RUN | {"slots"}
+
+
 def read_gen_kwargs(
     gen_kwargs: Mapping[str, Any], settings: Settings, said: set[str]
 ) -> tuple[Settings, tuple[str, ...]]:
@@ -71,7 +117,7 @@ def read_gen_kwargs(
     if length is not None and "max_gen_toks" not in changes:
         changes["max_gen_toks"] = length
     for key in changes:
-        if key in OF_THE_RUN | {"slots"}:
+        if _of_the_run(key):
             raise SettingsError(f"{PREFIX}{key} in gen_kwargs: {key} belongs to the whole run; set it in --model_args")
     if changes:
         settings = settings.with_(changes)

@@ -13,6 +13,8 @@ from arts_plugin.errors import ArtsError, did_you_mean
 log = logging.getLogger("lm_eval.arts")
 
 Row = dict[str, Any]
+_NOT_ASKED = frozenset({"id", "answer", "Answer", "solution", "cot_content", "subject", "level"})
+"""Fields of a document that tell of a question what is not part of it."""
 
 
 def stock_config(base: str) -> dict[str, Any]:
@@ -87,14 +89,19 @@ def _rows(file: Path, read: Callable[[Row], Row] | None) -> list[Row]:
         try:
             row = json.loads(line)
             made = read(row) if read else row
-            question = str(row["question"])
-        except (ValueError, KeyError, TypeError) as error:
+            asked = _asked({**made, "question": row["question"]})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtsError(f"{file}, line {number} is no row of this task: {type(error).__name__}: {error}") from error
-        if question in seen:
-            log.warning("%s, line %d asks what line %d asks: left out", file, number, seen[question])
+        if asked in seen:
+            log.warning("%s, line %d asks what line %d asks: left out", file, number, seen[asked])
             continue
-        seen[question] = number
+        seen[asked] = number
         rows.append(made)
     if not rows:
         raise ArtsError(f"{file} has no rows")
     return rows
+
+
+def _asked(document: Row) -> str:
+    """What makes a question itself: its text is not enough, for options and numbers may stand beside it."""
+    return json.dumps({k: v for k, v in document.items() if k not in _NOT_ASKED}, sort_keys=True, default=str)

@@ -14,7 +14,6 @@ answer without trajectories is one trajectory, and `repeats: N` of a model that 
 from __future__ import annotations
 
 import copy
-import json
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,39 +21,20 @@ from typing import Any
 from lm_eval.api.metrics import mean
 from lm_eval.api.task import ConfigurableTask
 
-from arts_plugin.errors import ArtsError
+from arts_plugin.errors import ArtsError, did_you_mean
 from arts_plugin.evaluation.extract import extract_auto
-from arts_plugin.evaluation.search_metrics import Scored, Values, pool_values, ratio, ratio_stderr, tree_values
+from arts_plugin.evaluation.search_metrics import Values, ratio, ratio_stderr
+from arts_plugin.lm_eval.entries import COSTS, Entries, Entry, figures
+from arts_plugin.lm_eval.labels import Labels
+from arts_plugin.lm_eval.requests import attach, own_settings
 from arts_plugin.lm_eval.stock import local_splits, stock_config
-from arts_plugin.training.grades import Graded, GradesFile
+from arts_plugin.training.grades import Graded
 
 log = logging.getLogger("lm_eval.arts")
 
-_OWN = ("base", "class", "data", "ks", "metric", "rows", "vote")
-_INDEPENDENT = frozenset({"best_of_n", "greedy"})
+_OWN = ("arts", "base", "class", "data", "filter", "ks", "metric", "rows", "vote")
 _INVALID = "[invalid]"
 """What lm-eval's regex filter gives where it finds nothing."""
-
-
-class Entry(dict[str, Any]):
-    """One trajectory in lm-eval's sample log, which writes everything as `str` makes it: as JSON, to be read again."""
-
-    def __str__(self) -> str:
-        return json.dumps(self, ensure_ascii=False, default=str)
-
-
-class Entries(list[Entry]):
-    """What one filter made of an answer's trajectories.
-
-    Attributes:
-        chosen: what it made of the answer itself.
-        search, cost: see `arts_plugin.lm_eval.answer.Answer`; empty for a plain string.
-    """
-
-    chosen: Any
-    search: dict[str, Any]
-    cost: dict[str, Any]
-    id: str
 
 
 class TreeSearchTask(ConfigurableTask):
@@ -62,19 +42,24 @@ class TreeSearchTask(ConfigurableTask):
 
     - `base`: the stock task: a file in lm-eval's task folder or a name. Without it, the YAML is the whole task.
     - `ks`: numbers of traces to report.
+    - `arts`: settings of the search for this task, like {chat: template}. They override the model's, and `arts_*` keys of
+      gen_kwargs override them. Other models never see them.
     - `metric`: which of the task's metrics says whether a trajectory is right; default: the first.
+    - `filter`: which of the task's filter pipelines it is whose results are right or wrong, and vote, in the run folder's
+      labels; default: the first. lm-eval prints the figures of all of them.
     - `vote`: function(doc, response) -> the answer that a trajectory votes for, or None. Default: what the filter left, or
       the last boxed or stated number where no filter takes anything away.
     - `data`: split -> file of JSON lines, and `rows`: function(row) -> document, for `--metadata '{"arts_data": FOLDER}'`.
 
     Raises:
-        ArtsError: `ks`, `base` or `arts_data` cannot be used.
+        ArtsError: `arts`, `ks`, `base`, `filter` or `arts_data` cannot be used.
     """
 
     def __init__(self, config: dict[str, Any] | None = None, **others: Any) -> None:
         given = dict(config or {})
         own = {name: given.pop(name, None) for name in _OWN}
         self.base: str | None = own["base"]
+        self.arts = own_settings(own["arts"])
         self.ks = _ks(own["ks"] or [1, 2, 4, 8, 16], given.get("task"))
         stock = stock_config(self.base) if self.base else {}
         for name in ("tag", "group", "task", "task_alias"):
@@ -90,9 +75,18 @@ class TreeSearchTask(ConfigurableTask):
         self.primary: str = own["metric"] or metrics[0]["metric"]
         self._vote: Callable[[dict[str, Any], str], str | None] | None = own["vote"]
         self._kinds: dict[str, bool] = {}
-        self._labels: dict[tuple[str, str], Graded] = {}
+        self._labels = Labels()
         self._reported = self.ks
         super().__init__(config=merged, **others)
+        self.filter_name = self._filter_of(own["filter"])
+
+    def _filter_of(self, name: str | None) -> str:
+        names = [ensemble.name for ensemble in self._filters]
+        if name is not None and name not in names:
+            raise ArtsError(
+                f"filter of {self.config.task} is {name!r}; it has {', '.join(names)}{did_you_mean(name, names)}"
+            )
+        return name or names[0]
 
     def _read_locally(self, config: dict[str, Any]) -> None:
         if not self._files:
@@ -144,20 +138,39 @@ class TreeSearchTask(ConfigurableTask):
 
     def dump_config(self) -> dict[str, Any]:
         """What lm-eval writes beside the results."""
-        return {**super().dump_config(), "base": self.base, "ks": self.ks, "metric": self.primary}
+        return {
+            **super().dump_config(),
+            "arts": self.arts,
+            "base": self.base,
+            "ks": self.ks,
+            "metric": self.primary,
+            "filter": self.filter_name,
+        }
+
+    def build_all_requests(self, **keywords: Any) -> None:
+        """lm-eval's requests, with the task's own settings: also those that were pickled with others."""
+        super().build_all_requests(**keywords)
+        for instance in self._instances:
+            attach(instance, self.arts)
+
+    def construct_requests(self, doc: dict[str, Any], ctx: Any, **keywords: Any) -> Any:
+        """lm-eval's request, with the task's own settings."""
+        made = super().construct_requests(doc, ctx, **keywords)
+        for instance in made if isinstance(made, list) else [made]:
+            attach(instance, self.arts)
+        return made
 
     # From answers to trajectories.
     def apply_filters(self) -> None:
         """The stock filters on every trajectory, each as if it were the only answer."""
+        self._check_cached()
         clones: list[Any] = []
         spans: list[tuple[Any, list[dict[str, Any]], int]] = []
         for instance in self._instances:
             found = _trajectories(instance.resps)
             spans.append((instance, found, len(clones)))
             for text in [str(instance.resps[0]), *(trajectory["text"] for trajectory in found)]:
-                clone = copy.copy(instance)
-                clone.resps, clone.filtered_resps = [text], {}
-                clones.append(clone)
+                clones.append(_alone(instance, text))
         for ensemble in self._filters:
             ensemble.apply(clones)
         for instance, found, start in spans:
@@ -168,33 +181,49 @@ class TreeSearchTask(ConfigurableTask):
                     for trajectory, clone in zip(found, of_found, strict=True)
                 )
                 answer = instance.resps[0]
-                entries.chosen = chosen
+                entries.chosen, entries.filter = chosen, name
                 entries.search = getattr(answer, "search", {})
                 entries.id = f"{self.config.task}/{instance.doc.get('id') or instance.doc_id}"
                 # What a search cost is said once, however many filters look at it.
                 entries.cost = getattr(answer, "cost", {}) if number == 0 else {}
                 instance.filtered_resps[name] = entries
-        drawn = [sum(trajectory.get("count", 1) for trajectory in found) for _, found, _ in spans]
+        self._say_odd([instance.filtered_resps[self.filter_name] for instance, _, _ in spans])
+        self._count([found for _, found, _ in spans])
+
+    def _check_cached(self) -> None:
+        """lm-eval's cache knows a request by its gen_kwargs, of which the task's own settings are none."""
+        for instance in self._instances:
+            search = getattr(instance.resps[0], "search", {})
+            if search.get("own", self.arts) != self.arts:
+                raise ArtsError(
+                    f"{self.config.task}: answers in lm-eval's cache were made with arts {search['own']}, and the task says "
+                    f"{self.arts}. Use another --use_cache"
+                )
+
+    def _say_odd(self, questions: Sequence[Entries]) -> None:
+        odd = [entries.id for entries in questions if entries.odd]
+        if odd:
+            log.warning(
+                "%s: scores that are no finite numbers, in %d of %d questions (%s): such a trace counts as the lowest, as in "
+                "the search, or with +inf as the highest", self.config.task, len(odd), len(questions), ", ".join(odd[:5]),
+            )  # fmt: skip
+
+    def _count(self, found: Sequence[Sequence[dict[str, Any]]]) -> None:
+        drawn = [sum(trajectory.get("count", 1) for trajectory in trajectories) for trajectories in found]
         most = max(drawn, default=0)
         short = sum(1 for n in drawn if n < min(most, max(self.ks)))
         if short:
             log.warning(
                 "%s: %d of %d questions have fewer finished traces than %d, which others have; figures of k traces take "
-                "what there is", self.config.task, short, len(spans), min(most, max(self.ks)),
+                "what there is", self.config.task, short, len(found), min(most, max(self.ks)),
             )  # fmt: skip
         self._reported = [k for k in self.ks if k <= most] or [1]
 
     def _entry(self, doc: dict[str, Any], trajectory: dict[str, Any], response: Any) -> Entry:
         tokens, logprob = trajectory.get("tokens"), trajectory.get("logprob")
-        if self._vote is not None:
-            vote = self._vote(doc, response)
-        elif response == trajectory["text"]:
-            vote = extract_auto(trajectory["text"])
-        else:
-            vote = None if response is None or response == _INVALID else str(response)
         return Entry(
             response=response,
-            vote=vote,
+            vote=self._vote_of(doc, trajectory["text"], response),
             correct=None,
             log_flow=trajectory.get("log_flow"),
             mean_logprob=None if logprob is None else logprob / tokens if tokens else 0.0,
@@ -203,6 +232,28 @@ class TreeSearchTask(ConfigurableTask):
             leaf=trajectory.get("leaf"),
             chosen=trajectory.get("chosen", False),
         )
+
+    def _vote_of(self, doc: dict[str, Any], text: str, response: Any) -> str | None:
+        if self._vote is not None:
+            return self._vote(doc, response)
+        if response == text:
+            return extract_auto(text)
+        return None if response is None or response == _INVALID else str(response)
+
+    def judged(self, instance: Any, text: str) -> tuple[bool, str | None]:
+        """Whether a trajectory with this text is right, and what it votes for, as the run folder's labels have it.
+
+        Args:
+            instance: a request of this task; left as it is.
+
+        Raises:
+            ArtsError: the task lacks its `metric`.
+        """
+        clone = _alone(instance, text)
+        next(ensemble for ensemble in self._filters if ensemble.name == self.filter_name).apply([clone])
+        response = clone.filtered_resps[self.filter_name]
+        right = self._right(super().process_results(clone.doc, [response]))
+        return right, self._vote_of(clone.doc, text, response)
 
     # From trajectories to figures.
     def process_results(self, doc: dict[str, Any], results: Sequence[Any]) -> dict[str, Any]:
@@ -219,31 +270,28 @@ class TreeSearchTask(ConfigurableTask):
             if key not in known:
                 known[key] = self._right(super().process_results(doc, [entry["response"]]))
             entry["correct"] = known[key]
-        self._label(doc, entries)
-        return {**stock, **self._noted(_figures(entries, self._reported))}
+        if entries.filter == self.filter_name:
+            self._label(doc, entries)
+        return {**stock, **self._noted(figures(entries, self._reported))}
 
     def _label(self, doc: dict[str, Any], entries: Entries) -> None:
-        """Note for the run folder what is right by any of the filters."""
+        """Note for the run folder what is right and what votes."""
         run, key = entries.search.get("run"), entries.search.get("key")
         if not run or not key:
             return
-        before = self._labels.get((run, key))
-        correct = {int(e["leaf"]): bool(e["correct"]) for e in entries}
-        if before is not None:
-            correct = {leaf: right or before.correct[leaf] for leaf, right in correct.items()}
         subject, level = (str(doc.get(name) or "") for name in ("subject", "level"))
-        gold, grader = str(self.doc_to_target(doc)), f"{self.config.task}: {self.primary}"
-        self._labels[run, key] = Graded(key, entries.id, gold, grader, correct, subject, level)
-
-    def _keep_labels(self) -> None:
-        """Beside the trees: `arts report`, `arts view`, `arts compare` and `arts train` read them there."""
-        for run in {run for run, _ in self._labels}:
-            file = GradesFile(run)
-            for (place, key), graded in self._labels.items():
-                if place == run and file.known.get(key) != graded:
-                    file.put(graded)
-            file.close()
-        self._labels.clear()
+        graded = Graded(
+            key=key,
+            id=entries.id,
+            gold=str(self.doc_to_target(doc)),
+            grader=f"{self.config.task}: {self.primary}, {self.filter_name}",
+            correct={int(entry["leaf"]): bool(entry["correct"]) for entry in entries},
+            subject=subject,
+            level=level,
+            task=str(self.config.task),
+            votes={int(entry["leaf"]): entry["vote"] for entry in entries},
+        )
+        self._labels.put(run, graded)
 
     def _right(self, metrics: dict[str, Any]) -> bool:
         if self.primary not in metrics:
@@ -264,45 +312,22 @@ class TreeSearchTask(ConfigurableTask):
 
     def aggregation(self) -> dict[str, Any]:
         """The stock aggregations, and ours. lm-eval asks for them when every document has been scored."""
-        self._keep_labels()
+        self._labels.close()
         own: dict[str, Any] = {name: ratio if pair else mean for name, pair in self._kinds.items()}
         own.update({f"{name}_stderr": ratio_stderr for name, pair in self._kinds.items() if pair})
         return {**super().aggregation(), **own}
 
     def higher_is_better(self) -> dict[str, bool]:
         """Everything but costs."""
-        own = {name: name not in _COSTS for name in self._kinds}
+        own = {name: name not in COSTS for name in self._kinds}
         return {**super().higher_is_better(), **own}
 
 
-_COSTS = frozenset({"proposer_tokens", "verifier_tokens", "seconds"})
-
-
-def _figures(entries: Entries, ks: Sequence[int]) -> Values:
-    judged = entries.search.get("scorer", "logprob") != "logprob"
-    # Equal proposals were merged with a count; each draw is a trace.
-    traces = [
-        Scored(
-            correct=bool(entry["correct"]),
-            answer=entry["vote"],
-            log_flow=entry["log_flow"] if judged else None,
-            mean_logprob=entry["mean_logprob"],
-        )
-        for entry in entries
-        for _ in range(entry["count"])
-    ]
-    answered = sum(trace.answer is not None for trace in traces)
-    values: Values = {"answer_coverage": (float(answered), float(len(traces)))}
-    if entries.search.get("strategy", "best_of_n") in _INDEPENDENT:
-        values.update(pool_values(traces, ks))
-    else:
-        values.update(tree_values(traces, ks, entries.search["select"]))
-    if cost := entries.cost:
-        values["traces"] = float(len(traces))
-        values["proposer_tokens"] = float(cost["decoded_tokens"] + cost["refilled_tokens"])
-        values["verifier_tokens"] = float(cost["verifier_tokens"])
-        values["seconds"] = float(cost["seconds"])
-    return values
+def _alone(instance: Any, text: str) -> Any:
+    """The request with this text as its only answer, for filters."""
+    clone = copy.copy(instance)
+    clone.resps, clone.filtered_resps = [text], {}
+    return clone
 
 
 def _trajectories(responses: Sequence[Any]) -> list[dict[str, Any]]:

@@ -22,23 +22,34 @@ from arts_plugin.tree import ReasoningTree, Trajectory
 
 log = logging.getLogger(__name__)
 
-Grade = Callable[[Trajectory], bool]
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a trajectory is right, and the answer that it votes for (None: for none)."""
+
+    right: bool
+    vote: str | None
+
+
+Judge = Callable[[Trajectory], Verdict]
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A question to make a tree of, and how its trajectories are graded. `question` is what the prompt is made of;
-    `subject` and `level` are empty where the data do not say."""
+    """A question to make a tree of, and how its trajectories are judged. `question` is what the prompt is made of;
+    `subject`, `level` and `task` are empty where the data do not say; `grader` says what judges, where it is not the run's."""
 
     id: str
     question: str
     prompt: Prompt
     gold: str
-    grade: Grade
+    judge: Judge
     stops: tuple[str, ...] = ()
     settings: Settings | None = None
     subject: str = ""
     level: str = ""
+    task: str = ""
+    grader: str = ""
 
 
 @dataclass(slots=True)
@@ -67,16 +78,27 @@ def problems_of(rows: Iterable[Row], arts: Arts, grader: Callable[[str, str], bo
             log.warning("%s is left out: the grader cannot read its gold answer %r", row.place or row.id, row.gold)
             continue
 
-        def grade(trajectory: Trajectory, gold: str = row.gold) -> bool:
-            return trajectory.answer is not None and grader(trajectory.answer, gold)
+        def judged(trajectory: Trajectory, gold: str = row.gold) -> Verdict:
+            return Verdict(trajectory.answer is not None and grader(trajectory.answer, gold), trajectory.answer)
 
         prompt = arts.prompt(row.question)
-        yield Problem(row.id, row.question.strip(), prompt, row.gold, grade, subject=row.subject, level=row.level)
+        yield Problem(row.id, row.question.strip(), prompt, row.gold, judged, subject=row.subject, level=row.level)
 
 
-def grade_tree(tree: ReasoningTree, grade: Grade) -> dict[int, bool]:
-    """Leaf -> whether it is right, for every finished trajectory. A trajectory that ended in an error is wrong."""
-    return {t.leaf: t.stop != "error" and bool(grade(t)) for t in tree.trajectories()}
+def graded(tree: ReasoningTree, key: str, problem: Problem, grader: str) -> Graded:
+    """The labels of a tree. A trajectory that ended in an error is wrong, and has no vote."""
+    found = {t.leaf: Verdict(False, None) if t.stop == "error" else problem.judge(t) for t in tree.trajectories()}
+    return Graded(
+        key,
+        problem.id,
+        problem.gold,
+        problem.grader or grader,
+        {leaf: bool(verdict.right) for leaf, verdict in found.items()},
+        problem.subject,
+        problem.level,
+        problem.task,
+        {leaf: verdict.vote for leaf, verdict in found.items()},
+    )
 
 
 def make_trees(arts: Arts, problems: Iterable[Problem], grader: str) -> Iterator[tuple[ReasoningTree, Progress]]:
@@ -116,14 +138,12 @@ def make_trees(arts: Arts, problems: Iterable[Problem], grader: str) -> Iterator
             problem, tree = waiting.pop(event.job.meta["id"]), event.tree
             if tree.error:
                 progress.failed.append(f"{problem.id}: {tree.error}")
-            elif (graded := grades.known.get(event.job.key())) is None:
-                correct = grade_tree(tree, problem.grade)
-                key, subject, level = event.job.key(), problem.subject, problem.level
-                graded = Graded(key, problem.id, problem.gold, grader, correct, subject, level)
-                grades.put(graded)
-            if not tree.error and graded is not None:
-                progress.traces += len(graded.correct)
-                progress.correct += sum(graded.correct.values())
+            elif (labels := grades.known.get(event.job.key())) is None:
+                labels = graded(tree, event.job.key(), problem, grader)
+                grades.put(labels)
+            if not tree.error and labels is not None:
+                progress.traces += len(labels.correct)
+                progress.correct += sum(labels.correct.values())
             progress.problems += 1
             yield tree, progress
     finally:

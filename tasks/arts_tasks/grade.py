@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from arts_plugin.evaluation.expressions import extract_expression, reaches
+from arts_plugin.evaluation.expressions import extract_compact, extract_expression, reaches
 from arts_plugin.evaluation.extract import extract_auto
 from arts_plugin.evaluation.grading import grade_numeric
 
@@ -21,6 +21,5 @@ def expression(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
 
 
 def expression_vote(doc: dict[str, Any], response: str) -> str | None:
-    """Traces vote for expressions as they are written: what is right is not for a vote to know."""
-    found = extract_expression(str(response))
-    return None if found is None else "".join(found.split())
+    """Traces vote for expressions as they are written, as with the extractor `expression`."""
+    return extract_compact(str(response))

@@ -28,6 +28,7 @@ from arts_hf.backend import HfBackend  # noqa: E402
 from arts_hf.loading import converted  # noqa: E402
 from arts_llama_cpp.backend import LlamaCppBackend  # noqa: E402
 from arts_plugin.lm_eval.model import ArtsLM  # noqa: E402
+from arts_plugin.training.grades import read_grades  # noqa: E402
 
 N_CTX = 256
 
@@ -189,3 +190,7 @@ def test_two_processes_share_the_questions(folder: Path, tmp_path: Path) -> None
     assert scores[0] == scores[1] != {}
     trees = [len(file.read_text().splitlines()) for file in sorted((tmp_path / "trees").glob("rank-*/trees.jsonl"))]
     assert trees == [2, 1]
+    # Only the first process adds up, and each labels its trees.
+    labels = [read_grades(tmp_path / "trees" / f"rank-{rank}") for rank in range(2)]
+    assert [len(of_rank) for of_rank in labels] == [2, 1]
+    assert {**labels[0], **labels[1]} == read_grades(tmp_path / "trees")

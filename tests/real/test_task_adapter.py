@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from lm_eval.tasks import TaskManager
 
+from arts_plugin.api import REGEX_PREFIX
+from arts_plugin.evaluation.extract import regex_extractor
 from arts_plugin.lm_eval.model import ArtsLM
 from tests.models import THREADS, data, smollm2
 
@@ -91,6 +93,16 @@ def test_the_bench_group(lm: ArtsLM, rows: Path) -> None:
             )
         costs = [value for name, value in figures.items() if name.startswith("proposer_tokens,")]
         assert max(costs) >= TRACES
+    for task in ("arts_game24", "arts_countdown"):
+        assert results["configs"][task]["arts"] == {"extract": "expression"}
+        same_votes(results["samples"][task])
+
+
+def same_votes(samples: list[dict[str, Any]]) -> None:
+    """The search saw the answers that the task's figures are made of."""
+    for sample in samples:
+        votes = [entry["vote"] for entry in sample["filtered_resps"][0]]
+        assert [trajectory["answer"] for trajectory in sample["resps"][0][0].trajectories] == votes
 
 
 def _oracle(right: int, k: int) -> float:
@@ -104,6 +116,8 @@ def test_a_group_of_another_kind(lm: ArtsLM, mmlu_pro: Path) -> None:
     (context, _) = results["samples"]["arts_mmlu_pro_law"][0]["arguments"][0]
     assert context.startswith("The following are multiple choice questions (with answers) about law.")
     assert "in law?" in context and "in math?" not in context
+    for samples in results["samples"].values():
+        same_votes(samples)
     each = [results["results"][task]["exact_match,custom-extract"] for task in results["samples"]]
     assert results["groups"]["arts_mmlu_pro"]["exact_match,custom-extract"] == pytest.approx(np.mean(each))
 
@@ -133,6 +147,62 @@ def test_a_cache_keeps_the_trajectories(lm: ArtsLM, rows: Path, tmp_path: Path) 
     known = {k: v for k, v in first["results"]["arts_multiarith"].items() if v == v}
     assert {k: v for k, v in second["results"]["arts_multiarith"].items() if v == v} == known
     assert known["traces,none"] == TRACES
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("The answer is (C). So the answer is (D).", "C"),
+        ("the answer\nis B", None),
+        ("2 of 7.\nanswer is J", "J"),
+        ("3", None),
+    ],
+)
+def test_a_search_votes_for_letters(mmlu_pro: Path, text: str, letter: str | None) -> None:
+    """Those that the stock filter finds."""
+    manager = TaskManager(metadata={"arts_data": str(mmlu_pro)})
+    made = manager.load(["arts_mmlu_pro_law"])["tasks"]["arts_mmlu_pro_law"]
+    made.set_config(key="num_fewshot", value=0)
+    made.build_all_requests(rank=0, world_size=1)
+    assert made.judged(made.instances[0], text)[1] == letter
+    assert regex_extractor(made.arts["extract"].removeprefix(REGEX_PREFIX))(text) == letter
+
+
+def test_the_demos_chat_template_is_its_own_setting(lm: ArtsLM, tmp_path: Path) -> None:
+    """No gen_kwarg, and in force under lm-eval's cache as well."""
+    results = lm_eval.simple_evaluate(
+        lm, tasks=["arts_demo"], limit=2, bootstrap_iters=0, use_cache=str(tmp_path / "cache"),
+        gen_kwargs="max_gen_toks=8",
+    )  # fmt: skip
+    assert results is not None
+    for sample in results["samples"]["arts_demo"]:
+        (context, gen_kwargs) = sample["arguments"][0]
+        assert not [name for name in gen_kwargs if name.startswith("arts")]
+        chat = lm.backend_engine.encode_chat([{"role": "user", "content": context}])
+        assert sample["resps"][0][0].cost["prompt_tokens"] == len(chat.token_ids)
+
+
+def test_any_model_runs_the_demo() -> None:
+    """lm-eval's own transformers model hands gen_kwargs on to `generate`, which refuses what it does not know."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    from lm_eval.models.huggingface import HFLM
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1, "<unk>": 2, "a": 3}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+    )
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=4, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
+        max_position_embeddings=512, eos_token_id=1, pad_token_id=0,
+    )  # fmt: skip
+    model = HFLM(pretrained=transformers.LlamaForCausalLM(config), tokenizer=tokenizer, batch_size=2, device="cpu")
+    results = lm_eval.simple_evaluate(
+        model, tasks=["arts_demo"], limit=2, bootstrap_iters=0, gen_kwargs="max_gen_toks=4"
+    )
+    assert results is not None and "pass@1,none" in results["results"]["arts_demo"]
 
 
 def test_any_model_runs_it(rows: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -9,10 +9,22 @@ import pytest
 
 pytest.importorskip("lm_eval")
 
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import CacheHook
+
+from arts_plugin.api import Arts
 from arts_plugin.errors import SettingsError
 from arts_plugin.lm_eval.answer import Answer, handed_out
-from arts_plugin.lm_eval.model import _of_the_host, _settings
-from arts_plugin.lm_eval.requests import ChatPrompt, Request, read_gen_kwargs
+from arts_plugin.lm_eval.model import ArtsLM, _of_the_host, _settings
+from arts_plugin.lm_eval.requests import (
+    ChatPrompt,
+    Request,
+    attach,
+    attached,
+    own_settings,
+    read_gen_kwargs,
+    settings_of,
+)
 from arts_plugin.settings import Settings
 from arts_plugin.tree import ReasoningTree
 
@@ -95,6 +107,49 @@ class TestGenKwargs:
         before = copy.deepcopy(kwargs)
         read_gen_kwargs(kwargs, Settings(), set())
         assert kwargs == before
+
+
+def carrying(own: dict[str, Any], **gen_kwargs: Any) -> Instance:
+    instance = Instance("generate_until", {}, ("q", gen_kwargs), 0)
+    attach(instance, own_settings(own))
+    return instance
+
+
+class TestSettingsOfATask:
+    """`settings_of`: what a task has of its own, below gen_kwargs and above the model's arguments."""
+
+    def test_precedence(self) -> None:
+        instance = carrying({"chat": "template", "width": "4", "beta": 2}, until=["x"], arts_width=3)
+        settings, stops = settings_of(instance, Settings(width=8, beta=1.0, top_k=7), set())
+        assert (settings.chat, settings.width, settings.beta, settings.top_k) == ("template", 3, 2.0, 7)
+        assert stops == ("x",) and instance.args[1] == {"until": ["x"], "arts_width": 3}
+
+    @pytest.mark.parametrize(
+        ("gen_kwargs", "length"),
+        [
+            ({}, 5),
+            ({"max_gen_toks": 9}, 9),
+            ({"max_new_tokens": 9}, 9),
+            ({"arts_max_gen_toks": 3, "max_gen_toks": 9}, 3),
+        ],
+    )
+    def test_a_length_in_gen_kwargs_comes_first(self, gen_kwargs: dict[str, Any], length: int) -> None:
+        assert settings_of(carrying({"max_gen_toks": 5}, **gen_kwargs), Settings(), set())[0].max_gen_toks == length
+
+    def test_repeats(self) -> None:
+        """One object as often as there are to be answers."""
+        lm = ArtsLM.__new__(ArtsLM)
+        lm.arts, lm._said, lm._world_size = Arts(Settings()), set(), 1
+        lm.cache_hook = CacheHook(None)
+        (read,) = lm._read([carrying({"chat": "template"})] * 3)
+        assert (read.settings.chat, read.repeats) == ("template", 3)
+
+    def test_requests_of_other_tasks(self) -> None:
+        assert settings_of(Instance("generate_until", {}, ("q", {}), 0), Settings(), set()) == (Settings(), ())
+
+    def test_pickled(self) -> None:
+        twin = pickle.loads(pickle.dumps(carrying({"chat": "plain"})))
+        assert attached(twin) == {"chat": "plain"} and twin == Instance("generate_until", {}, ("q", {}), 0)
 
 
 class TestModelArgs:
@@ -203,6 +258,15 @@ class TestHandedOut:
         tree = tree_of(("a", 1))
         tree.strategy = "greedy"
         assert handed_out(tree, 3) == ["a", "a", "a"]
+
+    def test_trajectories_are_there_once(self) -> None:
+        """However many answers carry them, in memory and in a pickle."""
+        tree = tree_of(*((f"text number {i} " * 50, 1) for i in range(64)))
+        answers = handed_out(tree, 64)
+        copies: list[Answer] = pickle.loads(pickle.dumps(answers))
+        for found in (answers, copies):
+            assert all(answer.trajectories is found[0].trajectories for answer in found)
+        assert copies == answers and len(pickle.dumps(answers)) < 3 * len(pickle.dumps(answers[0]))
 
     def test_refused(self) -> None:
         (answer,) = handed_out(tree_of(error="too long"), 1)

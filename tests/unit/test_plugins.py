@@ -165,7 +165,9 @@ def test_a_hook_that_raises_is_reported_and_the_rest_works(caplog: pytest.LogCap
 
 
 def test_every_builtin_can_be_made(plugins: Plugins) -> None:
-    assert plugins.registrations("extractor").keys() == {"auto", "boxed", "hashes", "phrase", "number", "text"}
+    assert plugins.registrations("extractor").keys() == {
+        "auto", "boxed", "hashes", "phrase", "number", "expression", "text"
+    }  # fmt: skip
     assert plugins.registrations("grader").keys() == {"exact", "numeric", "choice", "math"}
     for kind in ("extractor", "grader"):
         for name in plugins.registrations(kind):

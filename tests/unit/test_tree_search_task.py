@@ -15,8 +15,9 @@ pytest.importorskip("lm_eval")
 
 from arts_plugin.evaluation.search_metrics import ratio, ratio_stderr
 from arts_plugin.lm_eval.answer import Answer
+from arts_plugin.lm_eval.requests import attached
 from arts_plugin.lm_eval.task import TreeSearchTask
-from arts_plugin.training.grades import Graded, read_grades
+from arts_plugin.training.grades import Graded, GradesFile, read_grades
 
 ROWS = [
     {"id": "a", "question": "1 + 1?", "answer": "2", "solution": "1 + 1 = 2", "subject": "sum", "level": "1"},
@@ -151,17 +152,146 @@ def test_fewer_traces_than_others_have(data: Path, caplog: pytest.LogCaptureFixt
     assert first["strict-match"]["majority@4"] == 1.0
 
 
-def test_labels_go_beside_the_trees(data: Path, tmp_path: Path) -> None:
-    """What is right by any filter; a second evaluation of the same run adds nothing."""
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "grades.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("name", "right", "votes"),
+    [
+        (None, {10: False, 11: False, 12: True}, {10: None, 11: None, 12: "2"}),
+        ("strict-match", {10: False, 11: False, 12: True}, {10: None, 11: None, 12: "2"}),
+        ("flexible-extract", {10: True, 11: False, 12: True}, {10: "2", 11: "3", 12: "2"}),
+    ],
+)
+def test_labels_go_beside_the_trees(
+    data: Path, tmp_path: Path, name: str | None, right: dict[int, bool], votes: dict[int, str | None]
+) -> None:
+    """By one filter, the figures of which lm-eval prints too; a second evaluation of the same run adds nothing."""
     where = {"run": str(tmp_path / "run"), "key": "k1"}
     for _ in range(2):
-        made = task(data)
-        run(made, answer("it is 2", "3", "#### 2", **where), answer("#### 4"))
+        made = task(data, filter=name)
+        (first, _) = run(made, answer("it is 2", "3", "#### 2", **where), answer("#### 4"))
         made.aggregation()
-    assert list(read_grades(tmp_path / "run").values()) == [
-        Graded("k1", "t/a", "1 + 1 = 2\n#### 2", "t: exact_match", {10: True, 11: False, 12: True}, "sum", "1")
+    (graded,) = read_grades(tmp_path / "run").values()
+    assert graded == Graded(
+        "k1", "t/a", "1 + 1 = 2\n#### 2", f"t: exact_match, {name or 'strict-match'}", right, "sum", "1", "t", votes
+    )
+    assert sum(graded.correct.values()) / 3 == first[name or "strict-match"]["pass@1"]
+    assert len(lines(tmp_path / "run")) == 1 and made.dump_config()["filter"] == (name or "strict-match")
+
+
+def test_labels_are_there_before_anything_is_added_up(data: Path, tmp_path: Path) -> None:
+    """lm-eval adds up in the first of several processes only, and each has a run folder of its own."""
+    made = task(data)
+    run(made, answer("#### 2", run=str(tmp_path / "rank-1"), key="k1"), answer("#### 4"))
+    assert [line["correct"] for line in lines(tmp_path / "rank-1")] == [{"10": True}]
+
+
+def test_new_labels_replace_those_of_the_same_question(data: Path, tmp_path: Path) -> None:
+    where = {"run": str(tmp_path), "key": "k1"}
+    made = task(data)
+    run(made, answer("3", **where), answer("#### 4"))
+    made.process_results(made.eval_docs[0], [made.instances[0].filtered_resps["strict-match"]])
+    assert len(lines(tmp_path)) == 1
+    run(task(data, filter="flexible-extract"), answer("2", **where), answer("#### 4"))
+    assert [line["correct"] for line in lines(tmp_path)] == [{"10": False}, {"10": True}]
+
+
+def test_two_questions_with_one_tree(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What is right for one may be wrong for the other: the first one's labels stay, in every evaluation."""
+    where = {"run": str(tmp_path), "key": "k1"}
+    for name in ("t", "t", "other"):
+        run(task(data, task=name), answer("#### 2", "#### 4", **where), answer("#### 2", "#### 4", **where))
+    assert [(line["id"], line["correct"]) for line in lines(tmp_path)] == [("t/a", {"10": True, "11": False})]
+    said = [record.getMessage() for record in caplog.records if "keeps the labels" in record.getMessage()]
+    assert [message.split(", and")[0] for message in said] == ["t/b asks what t/a asks"] * 2 + [
+        "other/a asks what t/a asks"
     ]
-    assert len((tmp_path / "run" / "grades.jsonl").read_text().splitlines()) == 1
+
+
+def test_labels_from_before_tasks_were_noted_are_replaced(data: Path, tmp_path: Path) -> None:
+    file = GradesFile(tmp_path)
+    file.put(Graded("k1", "t-0", "2", "lm-eval", {10: False}))
+    file.close()
+    run(task(data), answer("#### 2", run=str(tmp_path), key="k1"), answer("#### 4"))
+    assert [line["id"] for line in lines(tmp_path)] == ["t-0", "t/a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "judged"),
+    [
+        (None, "it is 2", (False, None)),
+        ("flexible-extract", "it is 2", (True, "2")),
+        ("flexible-extract", "it is 3", (False, "3")),
+    ],
+)
+def test_a_trajectory_on_its_own(data: Path, name: str | None, text: str, judged: tuple[bool, str | None]) -> None:
+    made = task(data, filter=name)
+    made.build_all_requests(rank=0, world_size=1)
+    assert made.judged(made.instances[0], text) == judged
+    assert made.instances[0].resps == []
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "flows", "best"),
+    [
+        ("5522", (NAN, 0.0, 1.0, 1.0), 1.0),  # the worst, wherever it stands
+        ("2255", (0.0, -INF, -1.0, -1.0), 1.0),
+        ("2255", (0.0, 0.0, INF, 0.0), 0.0),
+        ("2255", (NAN, NAN, NAN, NAN), 0.5),  # all alike
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_scores_that_are_no_numbers(
+    data: Path, numbers: str, flows: tuple[float, ...], best: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are named, take their rank, and get into no sum."""
+    texts = [f"#### {number}" for number in numbers]
+    made = task(data, ks=[4])
+    (first, _) = run(made, answer(*texts, flows=flows), answer("#### 4", "1", "1", "1", flows=(3.0, 2.0, 1.0, 0.0)))
+    values = first["strict-match"]
+    assert values["best_of@4_flow"] == best
+    every = [v for value in values.values() for v in (value if isinstance(value, tuple) else (value,))]
+    assert all(value == value and abs(value) < INF for value in every)
+    assert "t: scores that are no finite numbers, in 1 of 2 questions (t/a)" in caplog.text
+    logged = json.loads(str(made.instances[0].filtered_resps["strict-match"][0]), parse_constant=pytest.fail)
+    assert logged["log_flow"] == (flows[0] if flows[0] == 0.0 else "nan")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_trace_without_a_score_has_no_vote(data: Path) -> None:
+    """Two right traces, one of them with NaN: the other's weight is what decides."""
+    made = task(data, ks=[1, 2])
+    (first, _) = run(made, answer("#### 2", "#### 2", flows=(NAN, 1.0)), answer("#### 4", "#### 4"))
+    assert first["strict-match"]["weighted_vote@2"] == 1.0
+    assert first["strict-match"]["gap_closed_weighted_vote"] == (0.0, 0.0)
+    (first, _) = run(task(data, ks=[1, 2]), answer("#### 5", "#### 2", flows=(NAN, -300.0)), answer("#### 4", "#### 4"))
+    assert first["strict-match"]["weighted_vote@2"] == 1.0
+
+
+def test_settings_of_a_task(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come with each request and are not among its gen_kwargs, which any model reads; pickled requests have them too."""
+    monkeypatch.setattr("lm_eval.caching.cache.PATH", str(tmp_path / "cache"))
+    for own in ({"chat": "template", "width": "3"}, {"chat": "plain"}):
+        made = task(data, arts=own)
+        for cached in (True, False):
+            made.build_all_requests(rank=0, world_size=1, cache_requests=cached)
+            assert [attached(instance) for instance in made.instances] == [made.arts] * 2
+            assert not [name for name in made.instances[0].args[1] if name.startswith("arts")]
+    assert made.dump_config()["arts"] == made.arts == {"chat": "plain"}
+    instance = made.construct_requests(made.eval_docs[0], "?", metadata=("t", 0, 1))
+    assert attached(instance) == {"chat": "plain"}
+
+
+def test_a_cache_of_other_settings(data: Path) -> None:
+    """lm-eval's cache does not know them, and would hand out what another setting made."""
+    with pytest.raises(ArtsError, match=r"were made with arts \{'width': 4\}, and the task says \{\}\. Use another"):
+        run(task(data), answer("#### 2", own={"width": 4}), answer("#### 4", own={"width": 4}))
+    run(task(data, arts={"width": 4}), answer("#### 2", own={"width": 4}), answer("#### 4", own={"width": 4}))
 
 
 def test_predict_only(data: Path) -> None:
@@ -181,6 +311,11 @@ def test_predict_only(data: Path) -> None:
         ({"metadata": {"arts_data": "/nowhere"}}, "there is no such file or folder"),
         ({"data": None}, "does not say which files it reads"),
         ({"data": {"test": "other.jsonl"}}, "other.jsonl is missing; it is needed for the questions"),
+        ({"arts": "template"}, "arts is 'template'; it must be settings and their values"),
+        ({"arts": {"slots": 4}}, "slots in arts: it belongs to the whole run; set it in --model_args"),
+        ({"arts": {"widht": 4}}, "unknown setting 'widht'.*did you mean 'width'"),
+        ({"arts": {"width": 0}}, "width is 0; it must be at least 1"),
+        ({"filter": "strict"}, "filter of t is 'strict'; it has strict-match, flexible-extract"),
         ({"metric": "bleu"}, None),
     ],
 )  # fmt: skip
