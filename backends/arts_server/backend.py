@@ -25,7 +25,9 @@ from arts_plugin.randomness import branch_key
 from arts_plugin.settings import AUTO_SLOTS, Settings, grammar_of
 from arts_plugin.steps import Delimiter, StepScanner
 from arts_server.dialect import Dialect, name_digest, probe
+from arts_server.faults import shorten
 from arts_server.features import PoolingServer
+from arts_server.keys import Keys
 from arts_server.likelihood import loglikelihood
 from arts_server.reader import Landed, StepReader
 from arts_server.replicas import addresses
@@ -56,12 +58,13 @@ class ServerBackend:
         _refuse(grammar_of(settings), settings.frequency_penalty, settings.presence_penalty)
         roots = addresses(settings.base_url)
         self.slots = settings.slots if settings.slots != AUTO_SLOTS else SLOTS_A_REPLICA * len(roots)
-        self.transport = Transport(roots, settings.timeout, settings.max_retries, self.slots)
+        self.transport = Transport(roots, settings.timeout, settings.max_retries, self.slots, Keys(base=roots))
         try:
             self.dialect = self._agree(settings.model)
             pooling = None
             if features and settings.features_url is not None:
-                pooling = PoolingServer(self.transport.beside(addresses(settings.features_url, "features_url")))
+                beside = addresses(settings.features_url, "features_url")
+                pooling = PoolingServer(self.transport.beside(beside, Keys("features_url", roots)))
             self.pooling = pooling
             self.vocabulary = ServerVocabulary(
                 self.transport, self.dialect, settings.chat_template, settings.enable_thinking
@@ -84,7 +87,9 @@ class ServerBackend:
         """What all replicas can do; one that is another is refused."""
         found = self.transport.each(lambda replica: probe(self.transport, replica, model), "base_url")
         if any(dialect != found[0] for dialect in found):
-            raise ModelError(f"the replicas of base_url are not alike: {'; '.join(map(str, dict.fromkeys(found)))}")
+            raise ModelError(
+                f"the replicas of base_url are not alike: {shorten('; '.join(map(str, dict.fromkeys(found))))}"
+            )
         return found[0]
 
     def _info(self, settings: Settings) -> ModelInfo:

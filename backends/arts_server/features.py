@@ -11,7 +11,7 @@ import numpy as np
 from arts_plugin.backend import FloatArray
 from arts_plugin.errors import ModelError
 from arts_server.dialect import served
-from arts_server.faults import RetryError
+from arts_server.faults import RetryError, shorten, shown
 from arts_server.replicas import Replica
 from arts_server.transport import Transport
 
@@ -34,7 +34,7 @@ class PoolingServer:
         self.transport = transport
         names = {str(entry["id"]) for entry in transport.each(self._served, "features_url")}
         if len(names) > 1:
-            raise ModelError(f"the servers of features_url are not alike: {', '.join(sorted(names))}")
+            raise ModelError(f"the servers of features_url are not alike: {shorten(', '.join(sorted(names)))}")
         self.model = names.pop()
         # Two tokens that every vocabulary has: hidden states of different tokens are hardly ever both of length one.
         rows = transport.do(self.states([(1,), (1, 2)]))
@@ -64,12 +64,12 @@ class PoolingServer:
 def _rows(reply: dict[str, Any], wanted: int) -> FloatArray:
     data = reply.get("data")
     if not isinstance(data, list) or len(data) != wanted:
-        raise RetryError(f"{EMBEDDINGS} gives no {wanted} embeddings: {reply!r:.200}")
+        raise RetryError(f"{EMBEDDINGS} gives no {wanted} embeddings: {shown(reply)}")
     try:
         rows = [_vector(entry["embedding"]) for entry in sorted(data, key=lambda entry: entry.get("index", 0))]
         return np.stack(rows)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RetryError(f"{EMBEDDINGS} gives an embedding that cannot be read: {error!r}") from error
+        raise RetryError(f"{EMBEDDINGS} gives an embedding that cannot be read: {shown(error)}") from None
 
 
 def _vector(embedding: Any) -> FloatArray:

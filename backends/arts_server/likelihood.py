@@ -8,7 +8,7 @@ from typing import Any
 
 from arts_plugin.errors import ModelError, PromptTooLongError
 from arts_server.dialect import COMPLETIONS, Dialect
-from arts_server.faults import RetryError
+from arts_server.faults import RetryError, shown
 from arts_server.transport import Transport
 
 Pair = tuple[Sequence[int], Sequence[int]]
@@ -71,7 +71,7 @@ def _read(reply: dict[str, Any], ids: Sequence[int], n: int) -> tuple[float, boo
     if told is None:
         return None
     if not isinstance(told, list) or len(told) != len(ids):
-        raise RetryError(f"prompt_logprobs that do not belong to a prompt of {len(ids)} tokens: {told!r:.200}")
+        raise RetryError(f"prompt_logprobs that do not belong to a prompt of {len(ids)} tokens: {shown(told)}")
     total, greedy = 0.0, True
     for token, entry in zip(ids[-n:], told[-n:], strict=True):
         try:
@@ -79,7 +79,7 @@ def _read(reply: dict[str, Any], ids: Sequence[int], n: int) -> tuple[float, boo
             total += float(found["logprob"])
             greedy = greedy and found["rank"] == 1
         except (KeyError, TypeError, ValueError) as error:
-            raise RetryError(f"a prompt's log-probability that cannot be read: {error!r}") from error
+            raise RetryError(f"a prompt's log-probability that cannot be read: {shown(error)}") from None
     return total, greedy
 
 
@@ -95,7 +95,7 @@ def _read_echo(reply: dict[str, Any], ids: Sequence[int], n: int) -> tuple[float
             value >= max(others.values()) for value, others in zip(values[asked], likeliest[asked], strict=True)
         )
     except (TypeError, ValueError, AttributeError) as error:
-        raise RetryError(f"an echo's log-probability that cannot be read: {error!r}") from error
+        raise RetryError(f"an echo's log-probability that cannot be read: {shown(error)}") from None
     return total, greedy
 
 
