@@ -160,7 +160,8 @@ class ServerBackend:
         if max_tokens < 1:
             raise ArtsError(f"max_tokens is {max_tokens}; a step has at least one token")
         room = state.question.limit - len(state.tokens)
-        state.run = Run(self._submitted, min(max_tokens, room, max_tokens if allowance is None else allowance))
+        most = min(max_tokens, room, max_tokens if allowance is None else allowance)
+        state.run = Run(self._submitted, most, allowance)
         self._submitted += 1
         self._queue.append((state, state.run))
         self._active += 1

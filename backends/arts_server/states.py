@@ -116,12 +116,20 @@ class Run:
     Attributes:
         number: its place among all that were submitted.
         max_tokens: at most so many.
-        decoded: tokens that were generated for it so far, as far as is known here.
+        allowance: tokens that may be generated for it, those of tries that failed among them; None: no limit.
+        decoded: tokens that were generated for it so far, as far as is known here: of a reply that is not streamed and does
+            not come whole, nobody can tell.
     """
 
     number: int
     max_tokens: int
+    allowance: int | None = None
     decoded: int = 0
+
+    @property
+    def left(self) -> int:
+        """Tokens that a further try may ask for."""
+        return self.max_tokens if self.allowance is None else min(self.max_tokens, self.allowance - self.decoded)
 
 
 @dataclass(slots=True, eq=False)
