@@ -28,7 +28,7 @@ from arts_server.dialect import Dialect, name_digest, probe
 from arts_server.faults import shorten
 from arts_server.features import PoolingServer
 from arts_server.keys import Keys
-from arts_server.likelihood import loglikelihood
+from arts_server.likelihood import PromptScorer
 from arts_server.reader import Landed, StepReader
 from arts_server.replicas import addresses
 from arts_server.states import Question, Run, ServerState
@@ -77,6 +77,7 @@ class ServerBackend:
             log.warning("%s: %s", roots[0], remark)
         self.stats = EngineStats(slots=self.slots)
         self.reader = StepReader(self.transport, self.dialect, pooling)
+        self.scorer = PromptScorer(self.transport, self.dialect, self.info.n_ctx, self.slots)
         self._queue: list[tuple[ServerState, Run]] = []
         self._landed: queue.SimpleQueue[Landed] = queue.SimpleQueue()
         self._jobs: dict[int, tuple[Future[None], set[int]]] = {}
@@ -275,7 +276,7 @@ class ServerBackend:
     # Scoring.
     def loglikelihood(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
         """See `arts_server.likelihood`."""
-        return self.transport.do(loglikelihood(self.transport, self.dialect, self.info.n_ctx, pairs, self.slots))
+        return self.transport.do(self.scorer.score(pairs))
 
     def tree_features(
         self, tokens: Sequence[Sequence[int]], parents: Sequence[int | None], cut: Sequence[int]

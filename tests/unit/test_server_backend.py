@@ -22,7 +22,7 @@ from arts_plugin.testing import run
 from arts_plugin.tree import ReasoningTree
 from arts_server.backend import ServerBackend
 from arts_server.dialect import Dialect, payload
-from arts_server.faults import RetryError, ServerError
+from arts_server.faults import RefusedError, RetryError, ServerError
 from arts_server.pieces import pieces
 from arts_server.replicas import FAILURES, Replica, addresses, choose
 
@@ -418,7 +418,7 @@ class TestText:
 
     def test_no_likelihoods(self, serve: Serve) -> None:
         backend = ServerBackend(Settings(backend="server", base_url=serve(dialect="text").url))
-        with pytest.raises(ModelError, match="does not score prompts"):
+        with pytest.raises(ModelError, match="takes no token ids"):
             backend.loglikelihood([((1,), (2,))])
         backend.close()
 
@@ -441,6 +441,55 @@ class TestScoring:
         assert backend.loglikelihood([(tuple(b"ab"), tuple(b"cde")), (tuple(b"a"), ())]) == [(-0.75, True), (0.0, True)]
         with pytest.raises(PromptTooLongError, match="at least one token"):
             backend.loglikelihood([((), (1,))])
+        backend.close()
+
+    @pytest.mark.parametrize("strict", [False, True])
+    def test_likelihoods_by_echo(self, strict: bool, serve: Serve) -> None:
+        """Also where prompt_logprobs is refused; which way it is, is found out once."""
+        server = serve(scores="echo", strict=strict)
+        backend = ServerBackend(Settings(backend="server", base_url=server.url, slots=1))
+        pairs = [(tuple(b"ab"), tuple(b"cde")), (tuple(b"A"), tuple(b"c")), (tuple(b"ab"), tuple(b"cDe"))]
+        assert backend.loglikelihood(pairs) == [(-0.75, True), (-0.25, True), (-0.75, False)]
+        assert backend.loglikelihood(pairs[:1]) == [(-0.75, True)]
+        assert sum("prompt_logprobs" in body for body in server.seen) == (0 if strict else 1)
+        assert sum(bool(body.get("echo")) for body in server.seen) == 4
+        backend.close()
+
+    @pytest.mark.parametrize("strict", [False, True])
+    @pytest.mark.parametrize("scores", ["prompt_logprobs", "echo"])
+    def test_a_refusal_of_one_prompt(self, strict: bool, scores: str, serve: Serve) -> None:
+        """Is its own where others were scored."""
+        server = serve(scores=scores, strict=strict)
+        backend = ServerBackend(Settings(backend="server", base_url=server.url))
+        backend.loglikelihood([(tuple(b"ab"), tuple(b"cde"))])
+        server.refuse = lambda prompt: "bad" in prompt
+        with pytest.raises(RefusedError, match="this prompt is refused"):
+            backend.loglikelihood([(tuple(b"bad"), tuple(b"cde"))])
+        backend.close()
+
+    @pytest.mark.parametrize(
+        ("strict", "said"), [(False, "nor echo"), (True, "unknown field prompt_logprobs.*unknown field echo")]
+    )
+    def test_no_likelihoods_at_all(self, strict: bool, said: str, serve: Serve) -> None:
+        backend = ServerBackend(Settings(backend="server", base_url=serve(scores=None, strict=strict).url))
+        with pytest.raises(ModelError, match=said):
+            backend.loglikelihood([(tuple(b"ab"), tuple(b"cde"))])
+        backend.close()
+
+    def test_an_echo_with_tokens_of_the_servers_own(self, serve: Serve) -> None:
+        """A BOS that it adds would shift every log-probability."""
+        server = serve(scores="echo")
+
+        def with_bos(choice: dict[str, Any]) -> None:
+            told = choice["logprobs"]
+            if "top_logprobs" in told:
+                told["token_logprobs"].insert(0, None)
+                told["top_logprobs"].insert(0, None)
+
+        server.alter = with_bos
+        backend = ServerBackend(Settings(backend="server", base_url=server.url))
+        with pytest.raises(ModelError, match="adds some of its own"):
+            backend.loglikelihood([(tuple(b"ab"), tuple(b"cde"))])
         backend.close()
 
     def test_more_likelihoods_than_requests_at_once(self, serve: Serve) -> None:
