@@ -51,7 +51,7 @@ class ServerBackend:
     Raises:
         SettingsError: an address that is none, or a constraint that a server cannot keep to over several steps.
         ServerError: no server can be reached.
-        ModelError: they serve no such model, or different ones.
+        ModelError: they serve no such model, or different ones, or `features_url` serves another.
     """
 
     def __init__(self, settings: Settings, *, features: bool = False) -> None:
@@ -69,6 +69,8 @@ class ServerBackend:
             self.vocabulary = ServerVocabulary(
                 self.transport, self.dialect, settings.chat_template, settings.enable_thinking
             )
+            if pooling is not None and self.dialect.ids:
+                pooling.check(self.dialect.model, self.vocabulary.tokenize)
             self.info = self._info(settings)
         except BaseException:
             self.transport.close()

@@ -216,7 +216,7 @@ async def probe(transport: Transport, replica: Replica, model: str | None) -> Di
     """
     entry = await served(transport, replica, model)
     name = str(entry["id"])
-    tokenizer, tokens = await _tokenizer(transport, replica, name)
+    tokenizer, tokens = await tokenizer_of(transport, replica, name)
     body = {
         "model": name,
         "prompt": tokens or _PROBE,
@@ -277,10 +277,12 @@ async def served(transport: Transport, replica: Replica, model: str | None, opti
     return entries[names.index(model)]
 
 
-async def _tokenizer(transport: Transport, replica: Replica, model: str) -> tuple[Tokenizer | None, list[int] | None]:
-    """Whose endpoint it has, and the probe's tokens by it."""
-    both = {"model": model, "prompt": _PROBE, "content": _PROBE, "add_special_tokens": False, "add_special": False}
-    for path, body in (("/tokenize", both), ("/extras/tokenize", {"input": _PROBE})):
+async def tokenizer_of(
+    transport: Transport, replica: Replica, model: str, text: str = _PROBE
+) -> tuple[Tokenizer | None, list[int] | None]:
+    """Whose endpoint it has, and the tokens of a text by it."""
+    both = {"model": model, "prompt": text, "content": text, "add_special_tokens": False, "add_special": False}
+    for path, body in (("/tokenize", both), ("/extras/tokenize", {"input": text})):
         try:
             reply = await _steady(transport, replica, path, body)
         except (RefusedError, ServerError):

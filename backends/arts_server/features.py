@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from arts_plugin.backend import FloatArray
 from arts_plugin.errors import ModelError
-from arts_server.dialect import served
+from arts_server.dialect import served, tokenizer_of
 from arts_server.faults import RetryError, shorten, shown
 from arts_server.replicas import Replica
 from arts_server.transport import Transport
@@ -21,6 +22,9 @@ START = (
     "llama-server: --embeddings --pooling last"
 )
 _UNIT = 1e-3
+_TELLING = "Step 12: x_1 = 2024 + \u00bd;\n\n  return na\u00efve(\u65e5\u672c\u8a9e, '\u043e\u0442\u0432\u0435\u0442') # \U0001f600 "
+"""Vocabularies that are not the same hardly ever agree on all of this."""
+log = logging.getLogger(__name__)
 
 
 class PoolingServer:
@@ -49,6 +53,33 @@ class PoolingServer:
             return await served(self.transport, replica, None)
         except ModelError as error:
             raise ModelError(f"features_url must serve one pooling model ({error}). {START}") from error
+
+    def check(self, model: str, tokenize: Callable[[str], Sequence[int]]) -> None:
+        """Whether the model here can be the one that generates.
+
+        Args:
+            model, tokenize: its name, and its tokens of a text.
+
+        Raises:
+            ModelError: the servers give different tokens for a text.
+        """
+        wanted = list(tokenize(_TELLING))
+        for replica, tokens in self.transport.each(self._tokens, "features_url"):
+            if tokens is not None and tokens != wanted:
+                raise ModelError(
+                    f"{replica.root} serves {shorten(self.model)}, which has another vocabulary than {shorten(model)}: "
+                    "features_url must serve the model that generates"
+                )
+        if model != self.model:
+            log.warning(
+                "features_url serves %s and base_url %s: hidden states mean nothing if they are of another model",
+                shorten(self.model),
+                shorten(model),
+            )
+
+    async def _tokens(self, replica: Replica) -> tuple[Replica, list[int] | None]:
+        """None where it has no endpoint for it."""
+        return replica, (await tokenizer_of(self.transport, replica, self.model, _TELLING))[1]
 
     async def states(self, sequences: Sequence[Sequence[int]]) -> FloatArray:
         """Post-norm hidden states at the last tokens, float32 [n, n_embd]."""

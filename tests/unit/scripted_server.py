@@ -82,6 +82,7 @@ class ScriptedServer:
         self.faults: deque[str | None] = deque()
         self.other_faults: deque[str | None] = deque()
         self.spell: Callable[[str], str] = str
+        self.shift = 0  # of its tokens, as it tells them
         self.alter: Callable[[dict[str, Any]], Any] = lambda choice: None
         self.asked: list[str] = []
         self.refuse: Callable[[str], bool] = lambda prompt: False
@@ -163,7 +164,9 @@ class Handler(BaseHTTPRequestHandler):
             return
         if self.path == "/tokenize" and vllm:
             text = body["prompt"] if "prompt" in body else self.chat(body["messages"])
-            self.answer({"tokens": list(text.encode()), "count": 0, "max_model_len": 4096})
+            self.answer(
+                {"tokens": [byte + self.owner.shift for byte in text.encode()], "count": 0, "max_model_len": 4096}
+            )
         elif self.path == "/detokenize" and vllm:
             self.answer({"prompt": bytes(body["tokens"]).decode()})
         elif self.owner.dialect == "llama-server" and self.path in LLAMA_SERVER:

@@ -527,6 +527,23 @@ class TestScoring:
         assert np.array_equal(backend.tree_features(tokens, parents, cut)[1:], np.stack(seen))
         backend.close()
 
+    @pytest.mark.parametrize("generating", ["vllm", "llama-server"])
+    def test_states_of_another_model_are_refused(self, generating: str, serve: Serve) -> None:
+        """Of the same size, but with another vocabulary."""
+        server, pooling = serve(dialect=generating), serve(model="other")
+        pooling.shift = 1
+        settings = Settings(backend="server", base_url=server.url, features_url=pooling.url)
+        with pytest.raises(ModelError, match=r"serves other, which has another vocabulary than scripted.*features_url"):
+            ServerBackend(settings, features=True)
+
+    def test_states_of_a_model_of_another_name_are_said(self, serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+        """It may be the same; a server that tells no tokens may be any."""
+        for pooling in (serve(model="other"), serve(model="other", dialect="text")):
+            caplog.clear()
+            settings = Settings(backend="server", base_url=serve().url, features_url=pooling.url)
+            ServerBackend(settings, features=True).close()
+            assert "features_url serves other and base_url scripted" in caplog.text
+
     def test_states_of_length_one_are_refused(self, serve: Serve) -> None:
         pooling = serve(model="pooling", normalise=True)
         settings = Settings(backend="server", base_url=serve().url, features_url=pooling.url)
