@@ -342,6 +342,32 @@ class TestFaults:
         asked = {bytes(body["prompt"]).decode().split("\n")[0] for body in again.completions}
         assert len(asked) == 3 - done
 
+    @pytest.mark.parametrize("traced", [True, False])
+    def test_what_a_run_that_ends_in_an_error_leaves_is_said(
+        self, traced: bool, serve: Serve, arts: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Before the error goes up, for whoever runs it: how much is kept, where, and how to go on."""
+        folder = {"trace": str(tmp_path / "run")} if traced else {}
+        said = (
+            "question(s) were finished and are kept in trace="
+            if traced
+            else "finished question(s) had found; trace=FOLDER"
+        )
+        questions = [f"question {number}" for number in range(12)]
+        before = 0
+        for _ in range(2 if traced else 1):
+            caplog.clear()
+            server, done = serve(), 0
+            server.delay = 0.02
+            with arts(server, slots=6, max_retries=0, **folder) as search, pytest.raises(ServerError):
+                for event in search.stream(questions):
+                    done += event.kind == "finished"
+                    if done == before + 1:
+                        server.kill()
+            assert before < done < len(questions)
+            assert f"{done} {said}" in caplog.text, "what an earlier run has finished is kept as well"
+            before = done
+
     def test_down_at_start(self, arts: Make, serve: Serve) -> None:
         server = serve()
         server.kill()
