@@ -11,6 +11,7 @@ from arts_plugin.randomness import mix
 from arts_plugin.steps import Delimiter, StepScanner
 from arts_server.dialect import Choice
 from arts_server.replicas import Replica
+from arts_server.vocabulary import whole
 
 _SEEDS = (1 << 31) - 1
 
@@ -41,7 +42,9 @@ class Question:
     def server_stops(self) -> list[str]:
         """Strings at which the server may stop: those that end a trace, and the delimiter, unless it is found here."""
         found_here = self.ahead or self.streams
-        return [*(() if found_here else (self.delimiter.spec,)), *(stop for stop in self.generation.stops if stop)]
+        # Half of a surrogate pair is in no text, and servers fail at it.
+        stops = (stop for stop in self.generation.stops if stop and stop == whole(stop))
+        return [*(() if found_here else (self.delimiter.spec,)), *stops]
 
     @property
     def streams(self) -> bool:

@@ -11,8 +11,10 @@ import pytest
 from scripted_server import Handler, ScriptedServer
 from test_server_backend import Make, Serve, arts, found, impatient, registry, serve  # noqa: F401 - fixtures
 
+from arts_plugin.backend import Generation, Prompt
 from arts_plugin.errors import ArtsError
 from arts_plugin.settings import Settings
+from arts_plugin.testing import run
 from arts_server.backend import ServerBackend
 from arts_server.dialect import Dialect, read_choice, read_choices
 from arts_server.faults import RetryError, shown
@@ -185,3 +187,11 @@ def test_json_that_utf_8_cannot_hold_is_escaped(serve: Serve) -> None:  # noqa: 
 def test_whole_texts() -> None:
     assert whole("a\ud83d\ude00b\ud83d") == "a\U0001f600b\ufffd"
     assert whole("\ufeffplain \U0001f600") == "\ufeffplain \U0001f600"
+
+
+def test_half_a_surrogate_pair_as_a_stop_string(server: ScriptedServer) -> None:
+    """It can never occur."""
+    backend = ServerBackend(Settings(backend="server", base_url=server.url, max_retries=0))
+    (trace,) = run(backend, Prompt("q\n", tuple(b"q\n")), Generation(stops=("\ud83d", "never")))
+    assert "The answer is" in trace.text
+    backend.close()
