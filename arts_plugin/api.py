@@ -238,6 +238,7 @@ class Arts:
         folder = self.run_folder
         waiting: dict[str, list[Job]] = {}
         kept: list[Event] = []
+        finished: set[str] = set()
 
         def fresh() -> Iterator[Job]:
             for job in jobs:
@@ -245,6 +246,7 @@ class Arts:
                 known = folder.get(key) if folder is not None else None
                 if known is not None:
                     kept.append(Event("finished", job, known))
+                    finished.add(key)
                 elif key in waiting:
                     waiting[key].append(job)
                 else:
@@ -252,17 +254,37 @@ class Arts:
                     yield job
 
         driver = self.driver = self.new_driver()
-        for event in driver.events(fresh()):
-            yield from _emptied(kept)
-            if event.kind == "finished":
-                key = event.job.key()
-                # A search that the user cut short is not what the next run should find.
-                if folder is not None and event.tree.ended_by != "cancelled":
-                    folder.put(key, event.tree)
-                yield from (Event("finished", job, event.tree) for job in waiting.pop(key))
-            else:
-                yield event
+        try:
+            for event in driver.events(fresh()):
+                yield from _emptied(kept)
+                if event.kind == "finished":
+                    key = event.job.key()
+                    # A search that the user cut short is not what the next run should find.
+                    if folder is not None and event.tree.ended_by != "cancelled":
+                        folder.put(key, event.tree)
+                    finished.add(key)
+                    yield from (Event("finished", job, event.tree) for job in waiting.pop(key))
+                else:
+                    yield event
+        except Exception:
+            self._say_what_is_kept(len(finished))
+            raise
         yield from _emptied(kept)
+
+    def _say_what_is_kept(self, finished: int) -> None:
+        """A run ends in an error: what of it is not lost."""
+        trace = self.settings.trace
+        if trace is not None:
+            log.error(
+                "the run ends here: %d question(s) were finished and are kept in trace=%s; the same command goes on with the rest",
+                *(finished, trace),
+            )
+        elif finished:
+            log.error(
+                "the run ends here, and with it what %d finished question(s) had found; trace=FOLDER would keep that, and the "
+                "same command would then go on with the rest",
+                finished,
+            )
 
     def new_driver(self, *, fair: bool = False) -> SearchDriver:
         """What runs jobs on this proposer; see `arts_plugin.search.driver.SearchDriver`."""

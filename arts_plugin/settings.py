@@ -106,8 +106,8 @@ class Settings:
     )
     confidence: float = _setting(
         1.0,
-        "With strategy=self_consistency, stop when the leading answer is the likeliest with this posterior probability; 1 "
-        "stops only when the vote can no longer change.",
+        "With strategy=self_consistency, stop when the leading answer is likelier than the runner-up with this posterior "
+        "probability; 1 stops only when the vote can no longer change.",
         above=0.5,
         high=1,
     )

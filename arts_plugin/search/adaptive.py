@@ -17,13 +17,22 @@ from arts_plugin.search.base import Taken
 
 LEAST = 1e-3
 """A state is done with when its children leave over less than this share of its flow."""
+LEAST_UNSEEN = 1 / 128
+"""... or when a further proposal is less likely than this to be a new child."""
+MOST = 256
+"""... or after so many proposals."""
 
 
 class Adaptive(Arts):
-    """Draws in proportion to (flow that no child carries)^beta; of a state without children that is F(s), as in `arts`.
+    """Draws in proportion to (flow that no child carries, times the chance that a proposal is a new child)^beta; of a state
+    without children that is F(s)^beta, as in `arts`.
+
+    The chance is estimated by Good (1953) and Turing: as many of n proposals will be new as there are children among them
+    that came once. Flows that were learned need not fit: a state may be rated above all that can come of it, and would be
+    drawn for ever; repeats say that nothing is to be found there.
 
     A state that was drawn gets K more proposals, and can be drawn again once all of them have come, by what is left. Its
-    memory is given back when nothing is.
+    memory is given back when nothing is, when hardly a proposal would be new, or after 256 proposals.
     """
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
@@ -40,14 +49,25 @@ class Adaptive(Arts):
         if self._awaited[parent]:
             return
         del self._awaited[parent]
-        if self.missing(parent) is not None:
+        if self.missing(parent) is not None and not self._known(parent):
             self._open.append(parent)
         else:
             self.released.append(parent)
 
     def _log_weight(self, node: int) -> float:
         missing = self.missing(node)
-        return 0.0 if self.beta == 0 or missing is None else self.beta * missing
+        return 0.0 if self.beta == 0 or missing is None else self.beta * (missing + math.log(self.unseen(node)))
+
+    def _known(self, node: int) -> bool:
+        proposals = sum(self.tree.nodes[child].count for child in self.tree.nodes[node].children)
+        return proposals >= MOST or self.unseen(node) < LEAST_UNSEEN
+
+    def unseen(self, node: int) -> float:
+        """The chance, in (0, 1], that a proposal from `node` is none of its known children."""
+        counts = [self.tree.nodes[child].count for child in self.tree.nodes[node].children]
+        once = counts.count(1)
+        # Where none came once the estimate is 0, which n proposals are too few to say.
+        return once / sum(counts) if once else 1 / (1 + sum(counts))
 
     def missing(self, node: int) -> float | None:
         """log of the flow through `node` that its known children do not carry; None if (nearly) all is carried.

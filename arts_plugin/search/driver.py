@@ -96,11 +96,7 @@ class SearchDriver:
         active = self._active = []
         try:
             while True:
-                for search in active:
-                    self._launch(search)
-                while self._admits() and (job := next(queue, None)) is not None:
-                    active.append(self._admit(job))
-                    self._launch(active[-1])
+                self._fill(queue)
                 if not active:
                     return
                 if self.backend.n_active:
@@ -108,7 +104,7 @@ class SearchDriver:
                 self._drop_cancelled()
                 ended = [search for search in active if search.over()]
                 if not ended and not self.backend.n_active:
-                    ended = self._stalled(active)
+                    ended = self._stalled()
                 for search in ended:
                     active.remove(search)
                     self._finish(search)
@@ -148,22 +144,42 @@ class SearchDriver:
         extractor = self.extractor(job.settings) if self.extractor else None
         return Search(job, self.backend, self.plugins, self.verifier, extractor)
 
-    def _launch(self, search: Search) -> None:
-        room = self.backend.slots - self.backend.n_active
+    def _fill(self, queue: Iterator[Job]) -> None:
+        """Put the free slots to use, and admit questions for those that would stand idle (all there are, if fair)."""
+        if not self.fair:
+            self._launch()
+        while self._admits() and (job := next(queue, None)) is not None:
+            self._active.append(self._admit(job))
+            if not self.fair:
+                self._active[-1].launch(self._room, self._flights)
+        if self.fair:
+            self._launch()
+
+    def _launch(self) -> None:
+        """Let searches submit what they want, up to the engine's slots: to each its share, if fair, before the others get
+        what is left over."""
         if self.fair:
             share = max(1, self.backend.slots // max(1, len(self._active)))
-            room = min(room, share - search.in_flight)
-        search.launch(room, self._flights)
+            for search in self._active:
+                search.launch(min(self._room, share - search.in_flight), self._flights)
+        for search in self._active:
+            search.launch(self._room, self._flights)
 
-    def _stalled(self, active: list[Search]) -> list[Search]:
-        """Searches that have nothing in flight and ask for nothing: over, though their strategies do not say so."""
-        idle = [search for search in active if not search.launch(self.backend.slots, self._flights)]
-        for search in idle:
+    @property
+    def _room(self) -> int:
+        return self.backend.slots - self.backend.n_active
+
+    def _stalled(self) -> list[Search]:
+        """Searches that ask for nothing while nothing runs: over, though their strategies do not say so."""
+        self._launch()
+        if self.backend.n_active:
+            return []
+        for search in self._active:
             if search.waiting:  # the token budget is spent to the last token
                 continue
             name = search.tree.strategy
             self._warn_once(f"strategy {name!r} asks for nothing, has nothing in flight and does not end; it was ended")
-        return idle
+        return list(self._active)
 
     def _drain(self) -> Iterator[Event]:
         events, self._events = self._events, []

@@ -26,13 +26,17 @@ class Smc(RoundStrategy):
     """N particles, each a state that takes one step a round, weighted by how much the flow through it has grown.
 
     A step from s to s' multiplies a particle's weight by (F(s') / F(s))^beta; a finished one keeps its own. When
-    1 / sum of the squared normalised weights is below N / 2, particles are drawn anew in proportion to their weights
-    (systematic resampling), finished ones among them, and all weigh the same again. So particles are a weighted sample
-    of p(trace) F(trace)^beta, and `tree.meta["smc_log_z"]` is the logarithm of an unbiased estimate of
-    E_p[F(trace)^beta] / F(root)^beta.
+    1 / sum of the squared normalised weights of the m that are under way is below m / 2, these are drawn anew in
+    proportion to their weights (systematic resampling), and each gets the mean of them. That keeps the sum, and so what
+    particles estimate (Liu 2001, "Monte Carlo Strategies in Scientific Computing", on resampling a part of them). Finished
+    ones are not drawn along: each particle finishes once, and N is the trajectory budget.
 
-    At the end particles are drawn a last time, so that they count alike, and `tree.meta["particles"]` says how many each
-    finished trajectory has (leaf -> number): selection counts these instead of proposals.
+    So particles are a weighted sample of p(trace) F(trace)^beta, and exp(`tree.meta["smc_log_z"]`), the mean weight, is an
+    unbiased estimate of E_p[F(trace)^beta] / F(root)^beta if the search is `exhausted`. One that another budget has cut
+    short weighs unfinished particles by the flow through them, which estimates the same only if flows are right.
+
+    At the end all particles are drawn a last time, so that they count alike, and `tree.meta["particles"]` says how many
+    each finished trajectory has (leaf -> number): selection counts these instead of proposals.
 
     Args:
         particles: N.
@@ -43,12 +47,11 @@ class Smc(RoundStrategy):
     def __init__(
         self, tree: ReasoningTree, budget: Budget, *, particles: int, beta: float = 1.0, seed: int = 0
     ) -> None:
-        # Finished particles are no reason to stop while others are under way.
+        # Their number keeps the trajectory budget, and the last of them is to be weighed like the others.
         super().__init__(tree, Budget(None, budget.tokens, budget.seconds, budget.nodes))
         self.beta = beta
         self._key = branch_key(seed, int(tree.problem or "0", 16), (-2,))
         self._round_number = 0
-        self._log_z = 0.0
         particles = min(particles, budget.nodes or particles)
         self._at = [0] * particles
         self._log_weight: Floats = np.zeros(particles)
@@ -72,14 +75,15 @@ class Smc(RoundStrategy):
     def next_round(self, taken: Sequence[Taken]) -> None:
         """Resample if few particles carry the weight, and go on with those that are not finished."""
         fresh = {t.node.id for t in taken if t.node and not t.node.terminal}
-        if self._ess() < ESS_SHARE * len(self._at):
-            self._resample()
-        self.released += sorted(fresh - set(self._at))
-        if all(self.tree.nodes[node].terminal for node in self._at):
+        under_way = [i for i, node in enumerate(self._at) if not self.tree.nodes[node].terminal]
+        if not under_way:
             self.ended_by = "exhausted"
             self._conclude()
-        else:
-            self._launch_round()
+            return
+        if self._ess(under_way) < ESS_SHARE * len(under_way):
+            self._resample(under_way)
+        self.released += sorted(fresh - set(self._at))
+        self._launch_round()
 
     def close(self, ended_by: EndedBy) -> list[Taken]:
         """Weigh what was told of an unfinished round."""
@@ -102,30 +106,29 @@ class Smc(RoundStrategy):
         log_flow = self.tree.nodes[node].log_flow
         return log_flow if log_flow is not None and math.isfinite(log_flow) else -1e3
 
-    def _shares(self) -> Floats:
-        weight = np.exp(self._log_weight - self._log_weight.max())
+    def _shares(self, particles: Sequence[int]) -> Floats:
+        log_weight = self._log_weight[particles]
+        weight = np.exp(log_weight - log_weight.max())
         made: Floats = weight / weight.sum()
         return made
 
-    def _ess(self) -> float:
-        return float(1 / (self._shares() ** 2).sum())
+    def _ess(self, particles: Sequence[int]) -> float:
+        return float(1 / (self._shares(particles) ** 2).sum())
 
-    def _resample(self) -> None:
-        n = len(self._at)
+    def _resample(self, particles: Sequence[int]) -> None:
+        """Draw these anew, each with the mean of their weights."""
+        n = len(particles)
         rng = np.random.Generator(np.random.PCG64(mix(self._key, self._round_number)))
         self._round_number += 1
         ticks = (rng.random() + np.arange(n)) / n
-        chosen = np.minimum(np.searchsorted(np.cumsum(self._shares()), ticks, side="right"), n - 1)
-        self._log_z += self._log_mean()
-        self._at = [self._at[int(i)] for i in chosen]
-        self._log_weight[:] = 0.0
-
-    def _log_mean(self) -> float:
-        largest = float(self._log_weight.max())
-        return largest + math.log(float(np.exp(self._log_weight - largest).mean()))
+        chosen = np.minimum(np.searchsorted(np.cumsum(self._shares(particles)), ticks, side="right"), n - 1)
+        places = [self._at[particles[int(i)]] for i in chosen]
+        for particle, place in zip(particles, places, strict=True):
+            self._at[particle] = place
+        self._log_weight[particles] = float(np.logaddexp.reduce(self._log_weight[particles])) - math.log(n)
 
     def _conclude(self) -> None:
-        self._resample()
-        self.tree.meta["smc_log_z"] = self._log_z
+        self._resample(range(len(self._at)))
+        self.tree.meta["smc_log_z"] = float(self._log_weight[0])
         held = Counter(node for node in self._at if self.tree.nodes[node].terminal)
         self.tree.meta[PARTICLES] = {str(node): count for node, count in sorted(held.items())}

@@ -25,8 +25,10 @@ from arts_plugin.randomness import branch_key
 from arts_plugin.settings import AUTO_SLOTS, Settings, grammar_of
 from arts_plugin.steps import Delimiter, StepScanner
 from arts_server.dialect import Dialect, name_digest, probe
+from arts_server.faults import shorten
 from arts_server.features import PoolingServer
-from arts_server.likelihood import loglikelihood
+from arts_server.keys import Keys
+from arts_server.likelihood import PromptScorer
 from arts_server.reader import Landed, StepReader
 from arts_server.replicas import addresses
 from arts_server.states import Question, Run, ServerState
@@ -49,23 +51,26 @@ class ServerBackend:
     Raises:
         SettingsError: an address that is none, or a constraint that a server cannot keep to over several steps.
         ServerError: no server can be reached.
-        ModelError: they serve no such model, or different ones.
+        ModelError: they serve no such model, or different ones, or `features_url` serves another.
     """
 
     def __init__(self, settings: Settings, *, features: bool = False) -> None:
         _refuse(grammar_of(settings), settings.frequency_penalty, settings.presence_penalty)
         roots = addresses(settings.base_url)
         self.slots = settings.slots if settings.slots != AUTO_SLOTS else SLOTS_A_REPLICA * len(roots)
-        self.transport = Transport(roots, settings.timeout, settings.max_retries, self.slots)
+        self.transport = Transport(roots, settings.timeout, settings.max_retries, self.slots, Keys(base=roots))
         try:
             self.dialect = self._agree(settings.model)
             pooling = None
             if features and settings.features_url is not None:
-                pooling = PoolingServer(self.transport.beside(addresses(settings.features_url, "features_url")))
+                beside = addresses(settings.features_url, "features_url")
+                pooling = PoolingServer(self.transport.beside(beside, Keys("features_url", roots)))
             self.pooling = pooling
             self.vocabulary = ServerVocabulary(
                 self.transport, self.dialect, settings.chat_template, settings.enable_thinking
             )
+            if pooling is not None and self.dialect.ids:
+                pooling.check(self.dialect.model, self.vocabulary.tokenize)
             self.info = self._info(settings)
         except BaseException:
             self.transport.close()
@@ -74,6 +79,7 @@ class ServerBackend:
             log.warning("%s: %s", roots[0], remark)
         self.stats = EngineStats(slots=self.slots)
         self.reader = StepReader(self.transport, self.dialect, pooling)
+        self.scorer = PromptScorer(self.transport, self.dialect, self.info.n_ctx, self.slots)
         self._queue: list[tuple[ServerState, Run]] = []
         self._landed: queue.SimpleQueue[Landed] = queue.SimpleQueue()
         self._jobs: dict[int, tuple[Future[None], set[int]]] = {}
@@ -84,7 +90,9 @@ class ServerBackend:
         """What all replicas can do; one that is another is refused."""
         found = self.transport.each(lambda replica: probe(self.transport, replica, model), "base_url")
         if any(dialect != found[0] for dialect in found):
-            raise ModelError(f"the replicas of base_url are not alike: {'; '.join(map(str, dict.fromkeys(found)))}")
+            raise ModelError(
+                f"the replicas of base_url are not alike: {shorten('; '.join(map(str, dict.fromkeys(found))))}"
+            )
         return found[0]
 
     def _info(self, settings: Settings) -> ModelInfo:
@@ -155,7 +163,8 @@ class ServerBackend:
         if max_tokens < 1:
             raise ArtsError(f"max_tokens is {max_tokens}; a step has at least one token")
         room = state.question.limit - len(state.tokens)
-        state.run = Run(self._submitted, min(max_tokens, room, max_tokens if allowance is None else allowance))
+        most = min(max_tokens, room, max_tokens if allowance is None else allowance)
+        state.run = Run(self._submitted, most, allowance)
         self._submitted += 1
         self._queue.append((state, state.run))
         self._active += 1
@@ -269,7 +278,7 @@ class ServerBackend:
     # Scoring.
     def loglikelihood(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
         """See `arts_server.likelihood`."""
-        return self.transport.do(loglikelihood(self.transport, self.dialect, self.info.n_ctx, pairs, self.slots))
+        return self.transport.do(self.scorer.score(pairs))
 
     def tree_features(
         self, tokens: Sequence[Sequence[int]], parents: Sequence[int | None], cut: Sequence[int]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from arts_plugin.backend import Sampling
 from arts_plugin.errors import ModelError
-from arts_server.faults import RefusedError, RetryError, ServerError, reading
+from arts_server.faults import RefusedError, RetryError, ServerError, reading, shorten, shown
 from arts_server.pieces import pieces
 from arts_server.replicas import Replica
 from arts_server.transport import Transport
@@ -144,7 +144,7 @@ def read_choices(reply: dict[str, Any], wanted: int, dialect: Dialect) -> list[C
         raise RetryError("a reply without choices")
     for place, raw in enumerate(choices):
         if not isinstance(raw, dict):
-            raise RetryError(f"a choice that is no object: {raw!r:.100}")
+            raise RetryError(f"a choice that is no object: {shown(raw)}")
         index = raw.get("index", place)
         if not isinstance(index, int) or not 0 <= index < wanted or index in found:
             continue  # more than was asked for, or one of them twice
@@ -163,7 +163,7 @@ def read_choice(raw: dict[str, Any], dialect: Dialect) -> Choice:
     """
     text, finish, reason = raw.get("text") or "", raw.get("finish_reason") or "", raw.get("stop_reason")
     if not isinstance(text, str):
-        raise RetryError(f"a text that is no string: {text!r:.100}")
+        raise RetryError(f"a text that is no string: {shown(text)}")
     told = raw.get("logprobs") or {}
     texts = [text] if text else []
     ids, logprobs = _list(raw.get("token_ids")), list[float]()
@@ -189,7 +189,7 @@ def read_choice(raw: dict[str, Any], dialect: Dialect) -> Choice:
 def _finite(value: Any) -> float:
     if isinstance(value, (int, float)) and math.isfinite(value):
         return float(value)
-    raise RetryError(f"a log-probability that is no number: {value!r:.50}")
+    raise RetryError(f"a log-probability that is no number: {shown(value)}")
 
 
 def _listed(told: dict[str, Any]) -> list[dict[str, Any]]:
@@ -216,7 +216,7 @@ async def probe(transport: Transport, replica: Replica, model: str | None) -> Di
     """
     entry = await served(transport, replica, model)
     name = str(entry["id"])
-    tokenizer, tokens = await _tokenizer(transport, replica, name)
+    tokenizer, tokens = await tokenizer_of(transport, replica, name)
     body = {
         "model": name,
         "prompt": tokens or _PROBE,
@@ -232,7 +232,7 @@ async def probe(transport: Transport, replica: Replica, model: str | None) -> Di
     reply = await _first_accepted(transport, replica, body)
     choices = [choice for choice in _list(reply.get("choices")) if isinstance(choice, dict)]
     if not choices:
-        raise ModelError(f"{replica.root} completes no text: {reply!r:.300}")
+        raise ModelError(f"{replica.root} completes no text: {shown(reply)}")
     told = [_dict(choice.get("logprobs")) for choice in choices]
     by_entry = all(_listed(one) for one in told)
     # Ids without the tokens' texts do not say which of them a step keeps.
@@ -250,7 +250,7 @@ async def probe(transport: Transport, replica: Replica, model: str | None) -> Di
         logprobs=by_entry or all(one.get("token_logprobs") for one in told),
         tokenizer=tokenizer,
         n_ctx=n_ctx if isinstance(n_ctx, int) and n_ctx > 0 else None,
-        owner=str(entry.get("owned_by", "")),
+        owner=shorten(str(entry.get("owned_by", ""))),
     )
 
 
@@ -273,14 +273,16 @@ async def served(transport: Transport, replica: Replica, model: str | None, opti
         return entries[0]
     if model not in names:
         wanted = f"no {option}= names one" if model is None else f"it serves no model {model!r}"
-        raise ModelError(f"{replica.root}: {wanted}; it has {', '.join(names) or 'none'}")
+        raise ModelError(f"{replica.root}: {wanted}; it has {shorten(', '.join(names)) or 'none'}")
     return entries[names.index(model)]
 
 
-async def _tokenizer(transport: Transport, replica: Replica, model: str) -> tuple[Tokenizer | None, list[int] | None]:
-    """Whose endpoint it has, and the probe's tokens by it."""
-    both = {"model": model, "prompt": _PROBE, "content": _PROBE, "add_special_tokens": False, "add_special": False}
-    for path, body in (("/tokenize", both), ("/extras/tokenize", {"input": _PROBE})):
+async def tokenizer_of(
+    transport: Transport, replica: Replica, model: str, text: str = _PROBE
+) -> tuple[Tokenizer | None, list[int] | None]:
+    """Whose endpoint it has, and the tokens of a text by it."""
+    both = {"model": model, "prompt": text, "content": text, "add_special_tokens": False, "add_special": False}
+    for path, body in (("/tokenize", both), ("/extras/tokenize", {"input": text})):
         try:
             reply = await _steady(transport, replica, path, body)
         except (RefusedError, ServerError):

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from arts_plugin.errors import ArtsError, SettingsError
+from arts_plugin.errors import ArtsError
+from arts_server.keys import redact
 
-KEY = "ARTS_API_KEY"
-"""The environment variable with the servers' key. Not OPENAI_API_KEY, which is meant for another address."""
 _SHOWN = 300
 _AGAIN = frozenset({408, 409, 425, 429})
 _PASSING = frozenset({408, 425, 429, 502, 503, 504})
@@ -46,32 +44,26 @@ def reading(what: str) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError, AttributeError, LookupError, RecursionError) as error:
-        raise RetryError(f"{what} makes no sense: {type(error).__name__}: {shorten(str(error))}") from error
-
-
-def api_key() -> str | None:
-    """The servers' key, if there is one.
-
-    Raises:
-        SettingsError: no HTTP header can hold it; the message does not show it.
-    """
-    key = os.environ.get(KEY, "").strip()
-    if not (key.isascii() and key.isprintable()):
-        raise SettingsError(f"{KEY} has a character that no HTTP header can hold; set it to the key alone")
-    return key or None
+        # Not chained: a traceback would show what the error quotes.
+        raise RetryError(f"{what} makes no sense: {type(error).__name__}: {shorten(str(error))}") from None
 
 
 def shorten(text: str) -> str:
-    """What can be shown of a reply."""
-    key = os.environ.get(KEY, "").strip()
-    if key:  # some proxies show what they were sent
-        text = text.replace(key, "***")
-    clean = "".join(c if c.isprintable() else " " for c in text.strip())
+    """What can be shown of a reply: its beginning, without keys."""
+    clean = "".join(c if c.isprintable() else " " for c in redact(text).strip())
     return clean if len(clean) <= _SHOWN else clean[:_SHOWN] + "..."
 
 
-def check_status(status: int, headers: Any, body: bytes, where: str) -> None:
+def shown(value: object) -> str:
+    """The same of a part of it, or of an error that may quote one."""
+    return shorten(repr(value))
+
+
+def check_status(status: int, headers: Any, body: bytes, where: str, key_variable: str) -> None:
     """
+    Args:
+        key_variable: the environment variable with the key for that server.
+
     Raises:
         ServerError: no request will ever be answered there.
         RefusedError: this one will not.
@@ -84,7 +76,7 @@ def check_status(status: int, headers: Any, body: bytes, where: str) -> None:
         raise ServerError(f"{where} redirects to {target}, which is not followed; give that address")
     said = _message(body)
     if status in {401, 403}:
-        raise ServerError(f"{where} answers {status}: {said}; set ARTS_API_KEY in the environment")
+        raise ServerError(f"{where} answers {status}: {said}; set {key_variable} in the environment")
     if status == 404:
         raise ServerError(f"{where} answers 404: {said}; is that the right address, and does it serve that model?")
     if status == 501:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from arts_plugin.backend import FloatArray
 from arts_plugin.errors import ModelError
-from arts_server.dialect import served
-from arts_server.faults import RetryError
+from arts_server.dialect import served, tokenizer_of
+from arts_server.faults import RetryError, shorten, shown
 from arts_server.replicas import Replica
 from arts_server.transport import Transport
 
@@ -21,6 +22,9 @@ START = (
     "llama-server: --embeddings --pooling last"
 )
 _UNIT = 1e-3
+_TELLING = "Step 12: x_1 = 2024 + \u00bd;\n\n  return na\u00efve(\u65e5\u672c\u8a9e, '\u043e\u0442\u0432\u0435\u0442') # \U0001f600 "
+"""Vocabularies that are not the same hardly ever agree on all of this."""
+log = logging.getLogger(__name__)
 
 
 class PoolingServer:
@@ -34,7 +38,7 @@ class PoolingServer:
         self.transport = transport
         names = {str(entry["id"]) for entry in transport.each(self._served, "features_url")}
         if len(names) > 1:
-            raise ModelError(f"the servers of features_url are not alike: {', '.join(sorted(names))}")
+            raise ModelError(f"the servers of features_url are not alike: {shorten(', '.join(sorted(names)))}")
         self.model = names.pop()
         # Two tokens that every vocabulary has: hidden states of different tokens are hardly ever both of length one.
         rows = transport.do(self.states([(1,), (1, 2)]))
@@ -50,6 +54,33 @@ class PoolingServer:
         except ModelError as error:
             raise ModelError(f"features_url must serve one pooling model ({error}). {START}") from error
 
+    def check(self, model: str, tokenize: Callable[[str], Sequence[int]]) -> None:
+        """Whether the model here can be the one that generates.
+
+        Args:
+            model, tokenize: its name, and its tokens of a text.
+
+        Raises:
+            ModelError: the servers give different tokens for a text.
+        """
+        wanted = list(tokenize(_TELLING))
+        for replica, tokens in self.transport.each(self._tokens, "features_url"):
+            if tokens is not None and tokens != wanted:
+                raise ModelError(
+                    f"{replica.root} serves {shorten(self.model)}, which has another vocabulary than {shorten(model)}: "
+                    "features_url must serve the model that generates"
+                )
+        if model != self.model:
+            log.warning(
+                "features_url serves %s and base_url %s: hidden states mean nothing if they are of another model",
+                shorten(self.model),
+                shorten(model),
+            )
+
+    async def _tokens(self, replica: Replica) -> tuple[Replica, list[int] | None]:
+        """None where it has no endpoint for it."""
+        return replica, (await tokenizer_of(self.transport, replica, self.model, _TELLING))[1]
+
     async def states(self, sequences: Sequence[Sequence[int]]) -> FloatArray:
         """Post-norm hidden states at the last tokens, float32 [n, n_embd]."""
         body = {
@@ -64,12 +95,12 @@ class PoolingServer:
 def _rows(reply: dict[str, Any], wanted: int) -> FloatArray:
     data = reply.get("data")
     if not isinstance(data, list) or len(data) != wanted:
-        raise RetryError(f"{EMBEDDINGS} gives no {wanted} embeddings: {reply!r:.200}")
+        raise RetryError(f"{EMBEDDINGS} gives no {wanted} embeddings: {shown(reply)}")
     try:
         rows = [_vector(entry["embedding"]) for entry in sorted(data, key=lambda entry: entry.get("index", 0))]
         return np.stack(rows)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RetryError(f"{EMBEDDINGS} gives an embedding that cannot be read: {error!r}") from error
+        raise RetryError(f"{EMBEDDINGS} gives an embedding that cannot be read: {shown(error)}") from None
 
 
 def _vector(embedding: Any) -> FloatArray:

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterable
 from dataclasses import replace
 
 from arts_server.dialect import Choice
-from arts_server.faults import RetryError
+from arts_server.faults import RetryError, shown
 from arts_server.pieces import pieces
 from arts_server.replicas import Replica
 from arts_server.transport import Transport
@@ -48,7 +48,7 @@ class Mender:
             return choice
         ids = await self._ask(replica, "/tokenize", {"content": text}, "tokens")
         if not isinstance(ids, list) or not ids or not all(isinstance(token, int) for token in ids):
-            raise RetryError(f"{replica.root}/tokenize answers with what is no token: {ids!r:.200}")
+            raise RetryError(f"{replica.root}/tokenize answers with what is no token: {shown(ids)}")
         before = len(ids) - 1
         return replace(
             choice,

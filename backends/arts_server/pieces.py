@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from arts_server.faults import RetryError
+from arts_server.faults import RetryError, shown
 
 _SPELT = str.maketrans({"\u0120": " ", "\u010a": "\n", "\u0109": "\t", "\u010d": "\r", "\u2581": " "})
 """How byte-level vocabularies and SentencePiece write white space; some engines show it so."""
@@ -45,7 +45,7 @@ def pieces(tokens: Sequence[str], text: str) -> list[bytes]:
         at = min(start + len(spelt), len(text))
     if at < len(text):
         if not silent:
-            raise RetryError(f"a reply with text that none of its tokens stands for: {text[at:]!r:.100}")
+            raise RetryError(f"a reply with text that none of its tokens stands for: {shown(text[at:])}")
         _divide(found, silent, text[at:].encode())
     return found
 

@@ -55,26 +55,20 @@ class StepReader:
         """Advance siblings by a step each; `tell` is called for each as it ends, or fails."""
         waiting = dict(enumerate(group))
         try:
-            if len(group) > 1:
-                choices = await self._siblings(group)
-                # Where there are fewer choices than were asked for, the others are asked for one by one.
-                works = [
-                    self._finish(*member, choices[i] if i < len(choices) else None) for i, member in enumerate(group)
-                ]
-            else:
-                works = [self._finish(*group[0], None)]
+            # Where there are fewer choices than were asked for, the others are asked for one by one.
+            choices = dict(enumerate(await self._siblings(group))) if len(group) > 1 else {}
 
-            async def one(i: int, work: Any) -> None:
+            async def one(i: int) -> None:
                 try:
-                    landed = await work
+                    landed = await self._finish(*group[i], choices.get(i))
                 except RefusedError as error:  # of this member alone
                     landed = Landed(*group[i], error=error)
                 del waiting[i]
                 tell(landed)
 
             async with asyncio.TaskGroup() as tasks:
-                for i, work in enumerate(works):
-                    tasks.create_task(one(i, work))
+                for i in range(len(group)):
+                    tasks.create_task(one(i))
         except asyncio.CancelledError:
             raise
         except BaseException as error:
@@ -149,20 +143,25 @@ class StepReader:
         question.cached += cached if isinstance(cached, int) else 0
 
     async def _streamed(self, state: ServerState, run: Run) -> tuple[Progress, Outcome]:
-        """A step read token by token; the connection is closed where it ends."""
+        """A step read token by token; the connection is closed where it ends. A try that breaks off has cost its tokens, and
+        where these are budgeted the next one asks for what is left."""
         question, before = state.question, len(state.tokens)
-        body = {**self._body(state, [], run.max_tokens, 1), "stream": True}
-        for key in ("stop", "include_stop_str_in_output"):
-            body.pop(key, None)
 
         async def work(replica: Replica) -> tuple[Progress, Outcome]:
-            progress = Progress(state.scanner.fork())
+            progress, most = Progress(state.scanner.fork()), run.left
+            if most < 1:
+                raise RefusedError(
+                    f"{run.decoded} tokens came in streams that broke off, and the budget allows no more"
+                )
+            body = {**self._body(state, [], most, 1), "stream": True}
+            for key in ("stop", "include_stop_str_in_output"):
+                body.pop(key, None)
             stream = self._stream(replica, body, question)
             mended = self._mender.mended(replica, stream) if self._mender else stream
             async with aclosing(stream), aclosing(mended) as choices:
                 async for choice in choices:
                     run.decoded += max(len(choice.pieces), len(choice.ids))
-                    outcome = take(progress, choice, question, before, run.max_tokens, self.dialect.ids)
+                    outcome = take(progress, choice, question, before, most, self.dialect.ids)
                     if outcome is not None:
                         return progress, outcome
             raise RetryError(f"{replica.root}{COMPLETIONS}: a stream ended without saying why")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from arts_plugin.errors import SettingsError
+from arts_server.keys import VARIABLES
 
 FAILURES = 3
 """Failures in a row after which a replica is left alone for a while."""
@@ -86,7 +87,7 @@ def addresses(text: str | None, option: str = "base_url", user: str = "backend=s
         if parts.username or parts.password or parts.query or parts.fragment:
             raise SettingsError(
                 f"{option} has more in it than an address ({parts.scheme}://{parts.hostname}...): a key comes from the "
-                "environment, as ARTS_API_KEY"
+                f"environment, as {VARIABLES[option]}"
             )
         root = next((address.removesuffix(end) for end in _ENDPOINTS if address.endswith(end)), address)
         if root not in roots:

@@ -17,9 +17,11 @@ from arts_plugin.errors import ArtsError, ModelError
 from arts_plugin.settings import AUTO_SLOTS, Settings
 from arts_plugin.verifier import StateView
 from arts_server.dialect import name_digest, served
-from arts_server.faults import RefusedError, RetryError, ServerError
+from arts_server.faults import RefusedError, RetryError, ServerError, shorten, shown
+from arts_server.keys import Keys
 from arts_server.replicas import Replica, addresses
 from arts_server.transport import Transport
+from arts_server.vocabulary import whole
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,7 @@ class Endpoint:
 
     def body(self, question: str, text: str) -> dict[str, Any]:
         """A request for the reward of an answer to a question."""
+        question, text = whole(question), whole(text)
         asked: dict[str, Any] = {"input": f"{question}\n{text}"}
         if self.chat:
             turns = [{"role": "user", "content": question}, {"role": "assistant", "content": text}]
@@ -105,14 +108,15 @@ class RewardServer:
         roots = addresses(settings.reward_url, "reward_url", "verifier=reward")
         bound = settings.slots if settings.slots != AUTO_SLOTS else _IN_FLIGHT * len(roots)
         self.aggregate: PathAggregate = settings.verifier_aggregate or "last"
-        self.transport = Transport(roots, settings.timeout, settings.max_retries, bound)
+        keys = Keys("reward_url", addresses(settings.base_url) if settings.base_url else ())
+        self.transport = Transport(roots, settings.timeout, settings.max_retries, bound, keys)
         try:
             wanted = settings.verifier_model
             found = self.transport.each(lambda replica: _probe(self.transport, replica, wanted), "reward_url")
             self.endpoint = found[0]
             if any(endpoint != self.endpoint for endpoint in found):
                 raise ModelError(
-                    f"the servers of reward_url are not alike: {'; '.join(map(str, dict.fromkeys(found)))}"
+                    f"the servers of reward_url are not alike: {shorten('; '.join(map(str, dict.fromkeys(found))))}"
                 )
         except BaseException:
             self.transport.close()
@@ -252,7 +256,7 @@ def _numbers(reply: dict[str, Any], path: str) -> list[float]:
     if isinstance(found, list) and found and isinstance(found[-1], list):
         found = found[-1]  # one for each token
     if not isinstance(found, list) or not found or not all(_is_number(number) for number in found):
-        raise RetryError(f"{path} gives no judgement of one text: {reply!r:.200}")
+        raise RetryError(f"{path} gives no judgement of one text: {shown(reply)}")
     return [float(number) for number in found]
 
 

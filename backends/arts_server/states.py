@@ -11,6 +11,7 @@ from arts_plugin.randomness import mix
 from arts_plugin.steps import Delimiter, StepScanner
 from arts_server.dialect import Choice
 from arts_server.replicas import Replica
+from arts_server.vocabulary import whole
 
 _SEEDS = (1 << 31) - 1
 
@@ -41,7 +42,9 @@ class Question:
     def server_stops(self) -> list[str]:
         """Strings at which the server may stop: those that end a trace, and the delimiter, unless it is found here."""
         found_here = self.ahead or self.streams
-        return [*(() if found_here else (self.delimiter.spec,)), *(stop for stop in self.generation.stops if stop)]
+        # Half of a surrogate pair is in no text, and servers fail at it.
+        stops = (stop for stop in self.generation.stops if stop and stop == whole(stop))
+        return [*(() if found_here else (self.delimiter.spec,)), *stops]
 
     @property
     def streams(self) -> bool:
@@ -116,12 +119,20 @@ class Run:
     Attributes:
         number: its place among all that were submitted.
         max_tokens: at most so many.
-        decoded: tokens that were generated for it so far, as far as is known here.
+        allowance: tokens that may be generated for it, those of tries that failed among them; None: no limit.
+        decoded: tokens that were generated for it so far, as far as is known here: of a reply that is not streamed and does
+            not come whole, nobody can tell.
     """
 
     number: int
     max_tokens: int
+    allowance: int | None = None
     decoded: int = 0
+
+    @property
+    def left(self) -> int:
+        """Tokens that a further try may ask for."""
+        return self.max_tokens if self.allowance is None else min(self.max_tokens, self.allowance - self.decoded)
 
 
 @dataclass(slots=True, eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import json
 import logging
 import random
 import threading
@@ -15,7 +16,8 @@ from typing import Any, Protocol, TypeVar, cast
 
 import httpx
 
-from arts_server.faults import RefusedError, RetryError, ServerError, api_key, check_status, parse
+from arts_server.faults import RefusedError, RetryError, ServerError, check_status, parse, shorten
+from arts_server.keys import Keys
 from arts_server.replicas import Replica, choose
 
 log = logging.getLogger(__name__)
@@ -41,22 +43,29 @@ class Transport:
         timeout: seconds for one request from its first byte to the reply's last, at most.
         max_retries: how often a request is tried again after failures; a server that is only busy is asked until
             `timeout` seconds have gone.
+        keys: which key goes to which of them.
+
+    Raises:
+        SettingsError: a key that no HTTP header can hold.
     """
 
-    def __init__(self, roots: Sequence[str], timeout: float, max_retries: int, slots: int) -> None:
-        self.replicas = [Replica(root) for root in roots]
+    def __init__(self, roots: Sequence[str], timeout: float, max_retries: int, slots: int, keys: Keys) -> None:
         self.timeout, self.max_retries, self.slots = timeout, max_retries, slots
-        key = api_key()
-        self._headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._serve(roots, keys)
         self._client: httpx.AsyncClient | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="arts-server", daemon=True)
         self._thread.start()
 
-    def beside(self, roots: Sequence[str]) -> Transport:
+    def _serve(self, roots: Sequence[str], keys: Keys) -> None:
+        self.replicas = [Replica(root) for root in roots]
+        self.key_variable = keys.variable
+        self._headers = {root: keys.headers(root) for root in roots}
+
+    def beside(self, roots: Sequence[str], keys: Keys) -> Transport:
         """Another set of servers, asked from the same loop; `close` of either closes both."""
         other = copy.copy(self)
-        other.replicas = [Replica(root) for root in roots]
+        other._serve(roots, keys)
         return other
 
     # From the thread that owns the model.
@@ -152,19 +161,25 @@ class Transport:
     ) -> AsyncIterator[httpx.Response]:
         """A reply whose status is good. What httpx raises, also while the reply is read, becomes `RetryError`."""
         where = replica.root + path
+        headers = dict(self._headers[replica.root])
+        # httpx would write text as UTF-8, in which half of a surrogate pair has no place; JSON has an escape for it.
+        content = None if payload is None else json.dumps(payload).encode("ascii")
+        if content is not None:
+            headers["content-type"] = "application/json"
         try:
             # httpx counts from byte to byte; a reply that trickles would never end.
             async with (
                 asyncio.timeout(self.timeout),
-                self._http().stream(method, where, json=payload, headers=self._headers) as response,
+                self._http().stream(method, where, content=content, headers=headers) as response,
             ):
                 if not response.is_success:
-                    check_status(response.status_code, response.headers, await _beginning(response), where)
+                    said = await _beginning(response)
+                    check_status(response.status_code, response.headers, said, where, self.key_variable)
                 yield response
         except TimeoutError as error:
             raise RetryError(f"{where} took more than {self.timeout:g} s (timeout=)") from error
         except httpx.HTTPError as error:
-            raise RetryError(f"{where}: {type(error).__name__} {error}".rstrip(), passing=True) from error
+            raise RetryError(f"{where}: {type(error).__name__} {shorten(str(error))}".rstrip(), passing=True) from error
         except httpx.InvalidURL as error:
             raise ServerError(f"{where} is no address: {error}") from error
 

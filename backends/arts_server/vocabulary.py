@@ -16,7 +16,7 @@ from arts_plugin.backend import Message, Prompt
 from arts_plugin.errors import ModelError
 from arts_plugin.randomness import digest
 from arts_server.dialect import Dialect
-from arts_server.faults import RefusedError, RetryError
+from arts_server.faults import RefusedError, RetryError, shown
 from arts_server.transport import Transport
 
 _LOOKS_SPECIAL = re.compile("<[^<>\\s]{1,40}>|\\[/?[A-Z_]{2,24}\\]|[\ue000\ue001]")
@@ -66,6 +66,7 @@ class ServerVocabulary:
     # Plain texts.
     def encode(self, text: str) -> Prompt:
         """A plain prompt: user text, with BOS if the model wants one."""
+        text = whole(text)
         tokens = self.tokenize(text)
         return Prompt(text, tuple([*self.bos, *tokens] if self.dialect.ids else tokens))
 
@@ -81,7 +82,7 @@ class ServerVocabulary:
         """Tokens of ordinary text, without BOS. Without token ids: stand-ins, made of the text's words."""
         if not self.dialect.ids:
             return stand_ins(re.findall(r"\s*\S+|\s+", text))
-        clean = text.encode("utf-8", "replace").decode()
+        clean = whole(text)
         self._learn(_LOOKS_SPECIAL.findall(clean))
         tokens: list[int] = []
         at = 0
@@ -131,7 +132,7 @@ class ServerVocabulary:
     def _ask(self, path: str, body: dict[str, Any], key: str) -> Any:
         reply: dict[str, Any] = self.transport.do(self.transport.post(path, body))
         if key not in reply:
-            raise ModelError(f"{path} answers without {key!r}: {reply!r:.200}")
+            raise ModelError(f"{path} answers without {key!r}: {shown(reply)}")
         return reply[key]
 
     # Chats.
@@ -141,6 +142,7 @@ class ServerVocabulary:
         Raises:
             ModelError: there is none, or it refuses the messages.
         """
+        messages = [{**message, "content": whole(message["content"])} for message in messages]
         looks = [text for m in messages for text in _LOOKS_SPECIAL.findall(m["content"])] if self.dialect.ids else []
         self._learn(looks)
         marks = {text for text in looks if self._special[text]}
@@ -191,8 +193,13 @@ class ServerVocabulary:
 def _token_list(reply: dict[str, Any]) -> list[int]:
     tokens = reply.get("tokens")
     if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
-        raise RetryError(f"/tokenize answers with what is no list of tokens: {reply!r:.200}")
+        raise RetryError(f"/tokenize answers with what is no list of tokens: {shown(reply)}")
     return tokens
+
+
+def whole(text: str) -> str:
+    """`text` with a mark in place of each half of a surrogate pair, which no tokeniser takes; pairs become their character."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def stand_ins(texts: Sequence[str]) -> list[int]:

@@ -47,6 +47,8 @@ class ScriptedServer:
         ornament: at the end of each line.
         rewards: the endpoint that judges texts, "/classify" or "/pooling", if one does.
         outputs: numbers of a judgement.
+        scores: by what it scores a prompt, "prompt_logprobs" or "echo", if it does; what it does not know it ignores.
+        strict: whether it refuses that instead.
         template: whether it takes messages to be judged.
 
     Attributes:
@@ -68,7 +70,10 @@ class ScriptedServer:
         outputs: int = 1,
         template: bool = True,
         ornament: str = "",
+        scores: str | None = "prompt_logprobs",
+        strict: bool = False,
     ) -> None:
+        self.scores, self.strict = scores, strict
         self.ornament = ornament
         self.dialect, self.model, self.normalise = dialect, model, normalise
         self.rewards, self.outputs, self.template = rewards, outputs, template
@@ -77,6 +82,7 @@ class ScriptedServer:
         self.faults: deque[str | None] = deque()
         self.other_faults: deque[str | None] = deque()
         self.spell: Callable[[str], str] = str
+        self.shift = 0  # of its tokens, as it tells them
         self.alter: Callable[[dict[str, Any]], Any] = lambda choice: None
         self.asked: list[str] = []
         self.refuse: Callable[[str], bool] = lambda prompt: False
@@ -158,7 +164,9 @@ class Handler(BaseHTTPRequestHandler):
             return
         if self.path == "/tokenize" and vllm:
             text = body["prompt"] if "prompt" in body else self.chat(body["messages"])
-            self.answer({"tokens": list(text.encode()), "count": 0, "max_model_len": 4096})
+            self.answer(
+                {"tokens": [byte + self.owner.shift for byte in text.encode()], "count": 0, "max_model_len": 4096}
+            )
         elif self.path == "/detokenize" and vllm:
             self.answer({"prompt": bytes(body["tokens"]).decode()})
         elif self.owner.dialect == "llama-server" and self.path in LLAMA_SERVER:
@@ -234,6 +242,10 @@ class Handler(BaseHTTPRequestHandler):
         if owner.refuse(text):
             self.answer({"error": {"message": "this prompt is refused", "code": 400}}, 400)
             return
+        unknown = {"prompt_logprobs", "echo"} & body.keys() - {owner.scores}
+        if owner.strict and unknown:
+            self.answer({"error": {"message": f"unknown field {unknown.pop()}", "code": 400}}, 400)
+            return
         n = body.get("n", 1) if owner.dialect == "vllm" else 1
         with owner.lock:
             owner.running += n
@@ -304,7 +316,12 @@ class Handler(BaseHTTPRequestHandler):
             made |= {"token_ids": ids, "stop_reason": reason}
         if self.owner.dialect == "llama-server":
             made["logprobs"] = {"content": [{"id": t, "token": chr(t), "logprob": -0.5} for t in ids if t != EOS]}
-        if self.owner.dialect == "vllm" and "prompt_logprobs" in body:
+        if self.owner.scores == "echo" and body.get("echo"):
+            # Of what it says, the likeliest is what stands there, but for a capital letter.
+            likeliest = [{chr(t).lower(): -0.25 if chr(t).islower() else -0.1} for t in [*body["prompt"], *ids]]
+            values = [None, *[-0.25] * (len(likeliest) - 1)]
+            made["logprobs"] = {"token_logprobs": values, "top_logprobs": [None, *likeliest[1:]]}
+        if self.owner.scores == "prompt_logprobs" and "prompt_logprobs" in body:
             made["prompt_logprobs"] = [None, *({str(t): {"logprob": -0.25, "rank": 1}} for t in body["prompt"][1:])]
         self.owner.alter(made)
         return made

@@ -8,7 +8,7 @@ import pytest
 from scripted import Oracle, Script, ScriptedBackend, Step, random_script, search
 
 from arts_plugin.plugins import Plugins
-from arts_plugin.search.adaptive import Adaptive
+from arts_plugin.search.adaptive import LEAST_UNSEEN, MOST, Adaptive
 from arts_plugin.search.budget import Budget
 from arts_plugin.tree import ReasoningTree
 
@@ -62,6 +62,47 @@ def test_what_is_accounted_for_is_left_alone(plugins: Plugins) -> None:
         proposals = {node.text: sum(tree.nodes[c].count for c in node.children) for node in tree.nodes}
         assert proposals["likely\n"] == proposals["rare\n"] == 2, "one draw shows all that comes of them"
         assert proposals[""] < 500
+
+
+@pytest.mark.parametrize("beta", [1.0, 4.0])
+@pytest.mark.parametrize("rest", [0.5, 0.001])
+def test_a_state_rated_above_all_that_comes_of_it_is_left(beta: float, rest: float, plugins: Plugins) -> None:
+    """Flows need not fit: repeats say that nothing else is there. A trajectory budget alone ends it, or that does."""
+    script = {
+        "q": [Step("a\n", 1 - rest, "a"), Step("b\n", rest, "b")],
+        "a": [Step("x", 1.0)],
+        "b": [Step("y", 1.0)],
+    }
+    for seed in range(10):
+        tree = search(
+            ScriptedBackend(script, slots=4), plugins, oracle=Oracle(lambda text: 0.0 if text else math.log(8.0)),
+            strategy="adaptive", budget_trajectories=8, slots=4, width=2, beta=beta, seed=seed,
+        )  # fmt: skip
+        assert tree.ended_by == "exhausted"
+        assert tree.n_proposals <= 1 / LEAST_UNSEEN + 8
+
+
+def test_a_state_whose_children_are_worth_nothing_is_left(plugins: Plugins) -> None:
+    """However many different ones there are."""
+    script = {"q": [Step(f"{i}\n", 0.001, "end") for i in range(1000)], "end": [Step("x", 1.0)]}
+    tree = search(
+        ScriptedBackend(script, slots=4), plugins, oracle=Oracle(lambda text: -50.0 if text else 0.0),
+        strategy="adaptive", budget_trajectories=8, slots=4, width=2,
+    )  # fmt: skip
+    assert tree.ended_by == "budget_trajectories"
+    assert sum(tree.nodes[child].count for child in tree.nodes[0].children) <= MOST + 2
+
+
+def test_unseen_children() -> None:
+    tree = ReasoningTree(problem="2a")
+    made = Adaptive(tree, Budget(nodes=10), width=1, slots=1)
+    assert made.unseen(0) == 1.0
+    for index, count in enumerate((1, 3, 1)):
+        tree.add(0, index=index, text=str(index), token_ids=[1], logprob=-1.0).count = count
+    assert made.unseen(0) == pytest.approx(2 / 5)
+    for node in tree.nodes[1:]:
+        node.count = 4
+    assert made.unseen(0) == pytest.approx(1 / 13)
 
 
 def test_missing_flow() -> None:

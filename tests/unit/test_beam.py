@@ -89,6 +89,50 @@ def test_parts_do_not_compete(seed: int, plugins: Plugins) -> None:
         assert worse_than_a_loser, "a beam would have chosen otherwise"
 
 
+@pytest.mark.parametrize(("n", "k"), [(8, 3), (7, 2), (5, 3), (4, 8), (9, 4), (3, 1)])
+def test_one_state_of_a_part_goes_on_whatever_k_divides(n: int, k: int, plugins: Plugins) -> None:
+    """With at most K proposals; a part finishes no more than it began with."""
+    groups = max(1, n // k)
+    for seed in range(12):
+        tree = run(plugins, "dvts", seed, budget_trajectories=n, width=k)
+        owner: dict[int, int] = {}
+        for node in tree.nodes[1:]:
+            owner[node.id] = node.index * groups // n if node.parent == 0 else owner[node.parent or 0]
+        for part in range(groups):
+            inside = [node for node in tree.nodes[1:] if owner[node.id] == part]
+            begun = sum(node.count for node in inside if node.parent == 0)
+            assert sum(node.count for node in inside if node.terminal) <= begun
+            for nodes in rounds(tree):
+                expanded = [node for node in nodes if node.children and owner[node.id] == part]
+                assert len(expanded) <= 1
+                assert all(sum(tree.nodes[c].count for c in node.children) <= k for node in expanded)
+        assert tree.ended_by == "exhausted" or tree.n_finished == n
+
+
+def test_a_part_is_the_same_whatever_the_others_find(plugins: Plugins) -> None:
+    """Also where parts begin with different numbers of proposals."""
+    script = random_script(4, depth=5)
+
+    def second_part(bonus: float) -> list[str]:
+        def flow(text: str) -> float:
+            return random.Random(text).uniform(-3, 3) + (bonus if text.startswith("1.0") else 0.0)
+
+        tree = search(
+            ScriptedBackend(script, slots=5), plugins, oracle=Oracle(flow),
+            strategy="dvts", budget_trajectories=7, width=2, seed=1,
+        )  # fmt: skip
+        owner: dict[int, int] = {}
+        for node in tree.nodes[1:]:
+            owner[node.id] = node.index * 3 // 7 if node.parent == 0 else owner[node.parent or 0]
+        untouched = {part for part in range(3) if not any(
+            owner[node.id] == part and node.parent == 0 and node.text.startswith("1.0") for node in tree.nodes[1:]
+        )}  # fmt: skip
+        assert 0 < len(untouched) < 3
+        return [node.text for node in tree.nodes[1:] if owner[node.id] in untouched]
+
+    assert second_part(0.0) == second_part(9.0) == second_part(-9.0)
+
+
 @pytest.mark.parametrize("strategy", ["beam", "dvts"])
 def test_the_tree_does_not_depend_on_the_batch(strategy: str, plugins: Plugins) -> None:
     for seed in range(6):

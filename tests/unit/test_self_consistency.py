@@ -6,7 +6,9 @@ import itertools
 import math
 import random
 from collections import Counter
+from dataclasses import fields
 
+import numpy as np
 import pytest
 from scipy import stats
 from scripted import Script, ScriptedBackend, Step
@@ -112,6 +114,25 @@ def test_the_posterior_is_calibrated() -> None:
                 right.append((counts[1] > counts[0]) == (p > 0.5))
                 break
     assert sum(right) / len(right) > 0.9 - 3 * math.sqrt(0.9 * 0.1 / len(right))
+
+
+def test_of_five_answers_the_leader_beats_the_runner_up_but_is_less_surely_the_likeliest() -> None:
+    """What the module says of the Beta criterion, and the setting of what it promises."""
+    rng, likelier, likeliest = np.random.default_rng(0), [], []
+    for _ in range(3000):
+        p = rng.dirichlet(np.ones(5))
+        counts = [0] * 5
+        for answer in rng.choice(5, size=60, p=p):
+            counts[answer] += 1
+            second, first = sorted(range(5), key=counts.__getitem__)[-2:]
+            if posterior_of_the_leader(counts[first], counts[second]) >= 0.95:
+                likelier.append(p[first] > p[second])
+                likeliest.append(p[first] == p.max())
+                break
+    assert np.mean(likelier) > 0.95 - 3 * math.sqrt(0.95 * 0.05 / len(likelier))
+    assert 0.92 < np.mean(likeliest) < 0.945
+    doc = next(field for field in fields(Settings) if field.name == "confidence").metadata["doc"]
+    assert "likelier than the runner-up" in doc
 
 
 @pytest.mark.parametrize("confidence", [0.5, 0, 1.2])

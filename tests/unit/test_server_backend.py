@@ -22,7 +22,7 @@ from arts_plugin.testing import run
 from arts_plugin.tree import ReasoningTree
 from arts_server.backend import ServerBackend
 from arts_server.dialect import Dialect, payload
-from arts_server.faults import RetryError, ServerError
+from arts_server.faults import RefusedError, RetryError, ServerError
 from arts_server.pieces import pieces
 from arts_server.replicas import FAILURES, Replica, addresses, choose
 
@@ -342,6 +342,32 @@ class TestFaults:
         asked = {bytes(body["prompt"]).decode().split("\n")[0] for body in again.completions}
         assert len(asked) == 3 - done
 
+    @pytest.mark.parametrize("traced", [True, False])
+    def test_what_a_run_that_ends_in_an_error_leaves_is_said(
+        self, traced: bool, serve: Serve, arts: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Before the error goes up, for whoever runs it: how much is kept, where, and how to go on."""
+        folder = {"trace": str(tmp_path / "run")} if traced else {}
+        said = (
+            "question(s) were finished and are kept in trace="
+            if traced
+            else "finished question(s) had found; trace=FOLDER"
+        )
+        questions = [f"question {number}" for number in range(12)]
+        before = 0
+        for _ in range(2 if traced else 1):
+            caplog.clear()
+            server, done = serve(), 0
+            server.delay = 0.02
+            with arts(server, slots=6, max_retries=0, **folder) as search, pytest.raises(ServerError):
+                for event in search.stream(questions):
+                    done += event.kind == "finished"
+                    if done == before + 1:
+                        server.kill()
+            assert before < done < len(questions)
+            assert f"{done} {said}" in caplog.text, "what an earlier run has finished is kept as well"
+            before = done
+
     def test_down_at_start(self, arts: Make, serve: Serve) -> None:
         server = serve()
         server.kill()
@@ -418,7 +444,7 @@ class TestText:
 
     def test_no_likelihoods(self, serve: Serve) -> None:
         backend = ServerBackend(Settings(backend="server", base_url=serve(dialect="text").url))
-        with pytest.raises(ModelError, match="does not score prompts"):
+        with pytest.raises(ModelError, match="takes no token ids"):
             backend.loglikelihood([((1,), (2,))])
         backend.close()
 
@@ -441,6 +467,55 @@ class TestScoring:
         assert backend.loglikelihood([(tuple(b"ab"), tuple(b"cde")), (tuple(b"a"), ())]) == [(-0.75, True), (0.0, True)]
         with pytest.raises(PromptTooLongError, match="at least one token"):
             backend.loglikelihood([((), (1,))])
+        backend.close()
+
+    @pytest.mark.parametrize("strict", [False, True])
+    def test_likelihoods_by_echo(self, strict: bool, serve: Serve) -> None:
+        """Also where prompt_logprobs is refused; which way it is, is found out once."""
+        server = serve(scores="echo", strict=strict)
+        backend = ServerBackend(Settings(backend="server", base_url=server.url, slots=1))
+        pairs = [(tuple(b"ab"), tuple(b"cde")), (tuple(b"A"), tuple(b"c")), (tuple(b"ab"), tuple(b"cDe"))]
+        assert backend.loglikelihood(pairs) == [(-0.75, True), (-0.25, True), (-0.75, False)]
+        assert backend.loglikelihood(pairs[:1]) == [(-0.75, True)]
+        assert sum("prompt_logprobs" in body for body in server.seen) == (0 if strict else 1)
+        assert sum(bool(body.get("echo")) for body in server.seen) == 4
+        backend.close()
+
+    @pytest.mark.parametrize("strict", [False, True])
+    @pytest.mark.parametrize("scores", ["prompt_logprobs", "echo"])
+    def test_a_refusal_of_one_prompt(self, strict: bool, scores: str, serve: Serve) -> None:
+        """Is its own where others were scored."""
+        server = serve(scores=scores, strict=strict)
+        backend = ServerBackend(Settings(backend="server", base_url=server.url))
+        backend.loglikelihood([(tuple(b"ab"), tuple(b"cde"))])
+        server.refuse = lambda prompt: "bad" in prompt
+        with pytest.raises(RefusedError, match="this prompt is refused"):
+            backend.loglikelihood([(tuple(b"bad"), tuple(b"cde"))])
+        backend.close()
+
+    @pytest.mark.parametrize(
+        ("strict", "said"), [(False, "nor echo"), (True, "unknown field prompt_logprobs.*unknown field echo")]
+    )
+    def test_no_likelihoods_at_all(self, strict: bool, said: str, serve: Serve) -> None:
+        backend = ServerBackend(Settings(backend="server", base_url=serve(scores=None, strict=strict).url))
+        with pytest.raises(ModelError, match=said):
+            backend.loglikelihood([(tuple(b"ab"), tuple(b"cde"))])
+        backend.close()
+
+    def test_an_echo_with_tokens_of_the_servers_own(self, serve: Serve) -> None:
+        """A BOS that it adds would shift every log-probability."""
+        server = serve(scores="echo")
+
+        def with_bos(choice: dict[str, Any]) -> None:
+            told = choice["logprobs"]
+            if "top_logprobs" in told:
+                told["token_logprobs"].insert(0, None)
+                told["top_logprobs"].insert(0, None)
+
+        server.alter = with_bos
+        backend = ServerBackend(Settings(backend="server", base_url=server.url))
+        with pytest.raises(ModelError, match="adds some of its own"):
+            backend.loglikelihood([(tuple(b"ab"), tuple(b"cde"))])
         backend.close()
 
     def test_more_likelihoods_than_requests_at_once(self, serve: Serve) -> None:
@@ -477,6 +552,23 @@ class TestScoring:
         assert np.array_equal(seen[-1], state_of(whole))
         assert np.array_equal(backend.tree_features(tokens, parents, cut)[1:], np.stack(seen))
         backend.close()
+
+    @pytest.mark.parametrize("generating", ["vllm", "llama-server"])
+    def test_states_of_another_model_are_refused(self, generating: str, serve: Serve) -> None:
+        """Of the same size, but with another vocabulary."""
+        server, pooling = serve(dialect=generating), serve(model="other")
+        pooling.shift = 1
+        settings = Settings(backend="server", base_url=server.url, features_url=pooling.url)
+        with pytest.raises(ModelError, match=r"serves other, which has another vocabulary than scripted.*features_url"):
+            ServerBackend(settings, features=True)
+
+    def test_states_of_a_model_of_another_name_are_said(self, serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+        """It may be the same; a server that tells no tokens may be any."""
+        for pooling in (serve(model="other"), serve(model="other", dialect="text")):
+            caplog.clear()
+            settings = Settings(backend="server", base_url=serve().url, features_url=pooling.url)
+            ServerBackend(settings, features=True).close()
+            assert "features_url serves other and base_url scripted" in caplog.text
 
     def test_states_of_length_one_are_refused(self, serve: Serve) -> None:
         pooling = serve(model="pooling", normalise=True)

@@ -127,3 +127,39 @@ def test_a_failure_costs_a_chain_nothing(search: Search, serve: Serve, arts: Mak
         tree = failing.solve("one")
     assert not server.faults
     assert texts(tree) == texts(whole)
+
+
+@pytest.mark.parametrize("dialect", ["text", "vllm"])
+@pytest.mark.parametrize("budget", [20, 25, 30, 33])
+def test_streams_that_break_off_spend_no_more_than_the_budget(
+    dialect: str,
+    budget: int,
+    serve: Serve,  # noqa: F811
+    arts: Make,  # noqa: F811
+) -> None:
+    """What a try has cost is spent, and the next one asks for what is left."""
+    server = serve(dialect=dialect)
+    server.faults.extend(["cut stream", None] * 20)
+    with arts(server, budget_tokens=budget, slots=1, chat="plain", delimiter="regex:\n") as search:
+        tree = search.solve("one")
+    assert tree.ended_by == "budget_tokens"
+    kept = sum(len(node.token_ids) for node in tree.nodes[1:])
+    assert kept < tree.cost.decoded_tokens == budget
+    assert not tree.meta.get("errors")
+
+
+@pytest.mark.parametrize("settings", [{}, {"budget_nodes": 100}, {"budget_tokens": 10_000}])
+def test_whole_replies_that_do_not_come_are_counted_once(
+    settings: dict[str, Any],
+    search: Search,
+    serve: Serve,  # noqa: F811
+    arts: Make,  # noqa: F811
+) -> None:
+    """Nobody knows how much of them was generated."""
+    whole, _ = search(**settings)
+    server = serve()
+    server.faults.extend(["half", "drop", "nan", None, "garbage", "no ids"])
+    with arts(server, **settings) as failing:
+        tree = failing.solve("one")
+    assert not server.faults
+    assert tree.cost.decoded_tokens == whole.cost.decoded_tokens

@@ -67,11 +67,31 @@ def test_resampling_is_systematic_and_only_when_needed() -> None:
     tree = ReasoningTree(problem="2a")
     made = Smc(tree, _no_budget(), particles=8)
     made._log_weight[:] = np.log([0.5, 0.25, 0.125, 0.125, 1e-9, 1e-9, 1e-9, 1e-9])
-    assert made._ess() == pytest.approx(1 / (0.25 + 0.0625 + 2 * 0.015625), rel=1e-6)
-    made._at = list(range(8))
-    made._resample()
+    everyone = range(8)
+    assert made._ess(everyone) == pytest.approx(1 / (0.25 + 0.0625 + 2 * 0.015625), rel=1e-6)
+    made._at = list(everyone)
+    made._resample(everyone)
     assert [made._at.count(i) for i in range(4)] == [4, 2, 1, 1]
-    assert made._ess() == 8
+    assert made._ess(everyone) == pytest.approx(8)
+
+
+def test_those_that_are_finished_stay_and_the_sum_of_the_others_is_kept() -> None:
+    tree = ReasoningTree(problem="2a")
+    made = Smc(tree, _no_budget(), particles=4)
+    weights = np.array([8.0, 0.5, 4.0, 0.1])
+    made._log_weight[:] = np.log(weights)
+    made._at = [1, 2, 3, 4]
+    made._resample([1, 3])
+    assert made._at[0] == 1 and made._at[2] == 3 and {made._at[1], made._at[3]} <= {2, 4}
+    assert np.exp(made._log_weight) == pytest.approx([8.0, 0.3, 4.0, 0.3])
+
+
+def test_each_particle_finishes_once(plugins: Plugins) -> None:
+    """So the trajectory budget is kept, and used up."""
+    for seed in range(60):
+        backend = ScriptedBackend(random_script(seed % 10, depth=4), slots=4)
+        tree = search(backend, plugins, oracle=Oracle(log_flow), strategy="smc", budget_trajectories=6, seed=seed)
+        assert (tree.n_finished, tree.ended_by) == (6, "exhausted")
 
 
 def _no_budget() -> object:
