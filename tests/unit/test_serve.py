@@ -384,3 +384,23 @@ def test_nothing_that_was_said_is_taken_back(strategy: str, plugins: Plugins) ->
         )
         with _told(plugins, Job(backend.encode("q"), settings), backend) as (pieces, text):
             assert "".join(pieces) == text()
+
+
+@pytest.mark.parametrize("strategy", ["arts", "adaptive", "mcts", "self_consistency"])
+def test_results_that_wait_for_their_turn_may_still_be_chosen(strategy: str, plugins: Plugins) -> None:
+    """Proposals that have come before their turn have neither a state nor a flight, and their parents grow nevertheless."""
+    shapes = [(seed, *shape) for seed in range(25, 75) for shape in ((2, 4, 2, 6), (3, 2, 2, 3), (2, 3, 1, 5))]
+    for seed, fan, slots, width, trajectories in shapes:
+        script = random_script(seed % 40, fan=fan, depth=2 + seed % 4)
+        backend = ScriptedBackend(script, slots=slots, jitter=0.5, order=seed)
+        settings = Settings.of(
+            strategy=strategy,
+            budget_trajectories=trajectories,
+            budget_tokens=None if seed % 3 else 40,
+            slots=slots,
+            width=width,
+            seed=seed,
+            select=["random", "logprob", "majority", "flow"][seed % 4],
+        )
+        with _told(plugins, Job(backend.encode("q"), settings), backend) as (pieces, text):
+            assert "".join(pieces) == text()
