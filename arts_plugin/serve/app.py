@@ -20,9 +20,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from arts_plugin.serve import protocol
+from arts_plugin.serve import answers, protocol
 from arts_plugin.serve.protocol import Ask, BadRequestError, Kind, Limits
 from arts_plugin.serve.service import News, Service, Ticket
+from arts_plugin.serve.thinking import Parting
 
 log = logging.getLogger(__name__)
 
@@ -143,18 +144,18 @@ class App:
         news = await _hear(request, heard)
         if news is None or news.tree is None:
             return _refusal(news)
-        return JSONResponse(protocol.answer(ask, self.model, news.tree))
+        return JSONResponse(answers.answer(ask, self.model, news.tree))
 
     async def _events(
         self, request: Request, ask: Ask, ticket: Ticket, heard: asyncio.Queue[News], first: News
     ) -> AsyncIterator[str]:
         try:
-            yield _event(protocol.chunk(ask, self.model, None))
-            parting = protocol.Parting(ask.settings.think_end_token if ask.kind == "chat" else None)
+            yield _event(answers.chunk(ask, self.model, None))
+            parting = Parting(ask.settings.think_end_token if ask.kind == "chat" else None)
             news: News | None = first
             while news is not None and news.kind in {"begun", "text"}:
                 for part, thinking in parting.feed(news.text):
-                    yield _event(protocol.chunk(ask, self.model, part, thinking=thinking))
+                    yield _event(answers.chunk(ask, self.model, part, thinking=thinking))
                 while True:
                     try:
                         news = await _hear(request, heard, _BREATH)
@@ -164,12 +165,14 @@ class App:
             if news is None:
                 return
             if news.tree is None:
-                yield _event(protocol.problem(news.text, "server_error"))
+                yield _event(answers.problem(news.text, "server_error"))
                 return
-            last = protocol.chunk(ask, self.model, "", protocol.finish_reason(news.tree))
-            yield _event({**last, "arts": protocol.about(news.tree)})
+            for part, thinking in parting.rest():
+                yield _event(answers.chunk(ask, self.model, part, thinking=thinking))
+            last = answers.chunk(ask, self.model, "", answers.finish_reason(news.tree))
+            yield _event({**last, "arts": answers.about(news.tree)})
             if ask.usage:
-                yield _event(protocol.closing(ask, self.model, news.tree))
+                yield _event(answers.closing(ask, self.model, news.tree))
             yield "data: [DONE]\n\n"
         finally:
             self._bye(ticket)
@@ -261,7 +264,7 @@ def _error(
     status: int, message: str, kind: str = "invalid_request_error", param: str | None = None, retry: bool = False
 ) -> Response:
     headers = {"retry-after": "1"} if retry else None
-    return JSONResponse(protocol.problem(message, kind, param), status, headers)
+    return JSONResponse(answers.problem(message, kind, param), status, headers)
 
 
 async def _plainly(request: Request, error: Exception) -> Response:

@@ -1,18 +1,17 @@
-"""OpenAI's completion protocol: what a request asks for, and how an answer is said."""
+"""OpenAI's completion protocol: what a request asks for."""
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from arts_plugin.backend import Message
 from arts_plugin.coercion import names_a_file
 from arts_plugin.errors import ArtsError, SettingsError
 from arts_plugin.settings import OF_THE_RUN, Settings
-from arts_plugin.tree import ReasoningTree
 
 Kind = Literal["chat", "text"]
 _SAMPLING = (
@@ -184,120 +183,3 @@ def _stops(raw: Any) -> tuple[str, ...]:
     if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops) or len(stops) > 16:
         raise BadRequestError("stop is a string or a list of at most 16", "stop")
     return tuple(stop for stop in stops if stop)
-
-
-# Answers.
-def finish_reason(tree: ReasoningTree) -> str:
-    """OpenAI's word for why the chosen trajectory ended."""
-    chosen = None if tree.chosen is None else tree.trajectory(tree.chosen)
-    return "stop" if chosen is not None and chosen.stop in {"eos", "stop"} else "length"
-
-
-def usage(tree: ReasoningTree) -> dict[str, Any]:
-    """Tokens: the prompt's, and all that the proposer generated for the search, of which the answer is a part."""
-    cost = tree.cost
-    return {
-        "prompt_tokens": cost.prompt_tokens,
-        "completion_tokens": cost.decoded_tokens,
-        "total_tokens": cost.prompt_tokens + cost.decoded_tokens,
-        "prompt_tokens_details": {"cached_tokens": cost.cached_tokens},
-    }
-
-
-def about(tree: ReasoningTree) -> dict[str, Any]:
-    """The field `arts` of an answer: what the search found, and what it cost."""
-    chosen = None if tree.chosen is None else tree.trajectory(tree.chosen)
-    return {
-        "answer": tree.answer,
-        "strategy": tree.strategy,
-        "chosen_by": tree.select,
-        "scored_by": tree.scorer,
-        "ended_by": tree.ended_by,
-        "finished": tree.n_finished,
-        "proposals": tree.n_proposals,
-        "log_flow": None if chosen is None else chosen.log_flow,
-        "answer_tokens": 0 if chosen is None else len(chosen.token_ids),
-        "cost": asdict(tree.cost),
-    }
-
-
-def answer(ask: Ask, model: str, tree: ReasoningTree) -> dict[str, Any]:
-    """A whole reply."""
-    body: dict[str, Any] = {"text": tree.text}
-    if ask.kind == "chat":
-        thinking, text = parted(tree.text, ask.settings.think_end_token)
-        body = {"message": {"role": "assistant", "content": text, **_thought(thinking)}}
-    choice = {"index": 0, **body, "logprobs": None, "finish_reason": finish_reason(tree)}
-    return {
-        **_head(ask, model, "chat.completion" if ask.kind == "chat" else "text_completion"),
-        "choices": [choice],
-        "usage": usage(tree),
-        "arts": about(tree),
-    }
-
-
-def parted(text: str, think_end: str | None) -> tuple[str, str]:
-    """(thinking, answer) of a trajectory; where its thinking never ended, all of it is."""
-    if not think_end:
-        return "", text
-    thinking, end, answer = text.partition(think_end)
-    return (thinking, answer.lstrip()) if end else (text, "")
-
-
-class Parting:
-    """The same for a stream: which pieces of a text are thinking, and which the answer."""
-
-    def __init__(self, think_end: str | None) -> None:
-        self._end, self._thinking, self._begun = think_end or "", bool(think_end), not think_end
-
-    def feed(self, text: str) -> Iterator[tuple[str, bool]]:
-        """(part, whether it is thinking) of the next piece."""
-        if self._thinking:
-            before, end, text = text.partition(self._end)
-            if before:
-                yield before, True
-            self._thinking = not end
-        if not self._begun:  # blank lines between the two belong to neither
-            text = text.lstrip()
-        if text:
-            self._begun = True
-            yield text, False
-
-
-def _thought(text: str) -> dict[str, str]:
-    """vLLM's field for a model's thinking, which clients know."""
-    return {"reasoning_content": text} if text else {}
-
-
-def chunk(
-    ask: Ask, model: str, text: str | None, finish: str | None = None, *, thinking: bool = False
-) -> dict[str, Any]:
-    """A part of a streamed reply; `text` None opens it."""
-    if ask.kind == "chat":
-        delta = {"role": "assistant", "content": ""} if text is None else {"content": text} if text else {}
-        if text and thinking:
-            delta = _thought(text)
-        body: dict[str, Any] = {"delta": delta}
-    else:
-        body = {"text": text or ""}
-    choice = {"index": 0, **body, "logprobs": None, "finish_reason": finish}
-    return {
-        **_head(ask, model, "chat.completion.chunk" if ask.kind == "chat" else "text_completion"),
-        "choices": [choice],
-    }
-
-
-def closing(ask: Ask, model: str, tree: ReasoningTree) -> dict[str, Any]:
-    """The last part, if `stream_options.include_usage` asks for it."""
-    kind = "chat.completion.chunk" if ask.kind == "chat" else "text_completion"
-    return {**_head(ask, model, kind), "choices": [], "usage": usage(tree)}
-
-
-def _head(ask: Ask, model: str, kind: str) -> dict[str, Any]:
-    prefix = "chatcmpl" if ask.kind == "chat" else "cmpl"
-    return {"id": f"{prefix}-{ask.id}", "object": kind, "created": ask.created, "model": model}
-
-
-def problem(message: str, kind: str = "invalid_request_error", param: str | None = None) -> dict[str, Any]:
-    """An error, as OpenAI's clients read it."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": None}}

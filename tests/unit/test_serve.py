@@ -33,6 +33,8 @@ SCRIPT = {
     "one way": [Step("first\n", 1.0, "one way 2", 3)],
     "one way 2": [Step("second\n", 1.0, "one way 3", 3)],
     "one way 3": [Step("the answer is 3", 1.0, None, 4)],
+    "thinks": [Step("<think>Is it 4? </", 1.0, "thinks 2", 3)],
+    "thinks 2": [Step("think>\n\nIt is 5", 1.0, None, 4)],
     "for ever": [Step("on and on\n", 1.0, "for ever", 2)],
 }
 
@@ -161,6 +163,14 @@ class TestAnswers:
         assert [text for _, text in came] == ["first\n", "second\n", "the answer is 3"]
         assert came[1][0] - came[0][0] > 0.08  # three tokens of a twentieth of a second lie between them
         assert came[2][0] - came[1][0] > 0.08
+
+    def test_thinking_whose_end_comes_in_two_pieces(self, serve: Serve) -> None:
+        served = serve(think_end_token="</think>")
+        message = served.chat("thinks").json()["choices"][0]["message"]
+        assert (message["reasoning_content"], message["content"]) == ("Is it 4? ", "It is 5")
+        deltas = [event["choices"][0]["delta"] for event in events(served.chat("thinks", stream=True))]
+        assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "Is it 4? "
+        assert "".join(delta.get("content", "") for delta in deltas) == "It is 5"
 
     def test_the_official_client(self, serve: Serve) -> None:
         client = serve().client()
