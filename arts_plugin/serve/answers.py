@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -16,13 +17,23 @@ def finish_reason(tree: ReasoningTree) -> str:
     return "stop" if chosen is not None and chosen.stop in {"eos", "stop"} else "length"
 
 
+def failure(tree: ReasoningTree) -> str | None:
+    """Why there is no answer, if the chosen trajectory ended in an error: it is chosen only where all did."""
+    if tree.chosen is None or tree.nodes[tree.chosen].stop != "error":
+        return None
+    said = dict.fromkeys(str(error) for error in tree.meta.get("errors", ()))
+    return f"every trajectory ended in an error: {'; '.join(said) or 'no reason was given'}"
+
+
 def usage(tree: ReasoningTree) -> dict[str, Any]:
-    """Tokens: the prompt's, and all that the proposer generated for the search, of which the answer is a part."""
+    """Tokens: the prompt's, all that the proposer generated for the search, of which the answer is a part, and what a
+    verifier with a model of its own has read, which is in no total."""
     cost = tree.cost
     return {
         "prompt_tokens": cost.prompt_tokens,
         "completion_tokens": cost.decoded_tokens,
         "total_tokens": cost.prompt_tokens + cost.decoded_tokens,
+        "verifier_tokens": cost.verifier_tokens,
         "prompt_tokens_details": {"cached_tokens": cost.cached_tokens},
     }
 
@@ -38,10 +49,15 @@ def about(tree: ReasoningTree) -> dict[str, Any]:
         "ended_by": tree.ended_by,
         "finished": tree.n_finished,
         "proposals": tree.n_proposals,
-        "log_flow": None if chosen is None else chosen.log_flow,
+        "log_flow": None if chosen is None else _finite(chosen.log_flow),
         "answer_tokens": 0 if chosen is None else len(chosen.token_ids),
         "cost": asdict(tree.cost),
     }
+
+
+def _finite(value: float | None) -> float | None:
+    """`value`, or None for what JSON has no word for."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def answer(ask: Ask, model: str, tree: ReasoningTree) -> dict[str, Any]:
