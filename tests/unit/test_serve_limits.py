@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -134,19 +135,15 @@ class TestWhatIsSearched:
         until(lambda: served.backend.n_active == 0)
 
     def test_who_does_not_get_a_turn(self, serve: Serve) -> None:
-        served = serve(limits=Limits(seconds=0.5), slow=0.02, max_gen_toks=190)
-        replies: list[Any] = []
-        body = {"arts": {"budget_trajectories": 200}}
-        clients = [threading.Thread(target=lambda: replies.append(served.chat("for ever", **body))) for _ in range(12)]
-        for client in clients:
-            client.start()
-        for client in clients:
-            client.join()
-        turns = [reply for reply in replies if reply.status_code == 200]
-        others = [reply for reply in replies if reply.status_code == 503]
-        assert len(turns) >= 8  # one each slot
-        assert len(turns) + len(others) == 12
-        assert all("its turn did not come within 0.5 seconds" in reply.text for reply in others)
+        served = serve(limits=Limits(seconds=0.8), slow=0.02, max_gen_toks=190)
+        own = {"budget_trajectories": 200}
+        with ThreadPoolExecutor(24) as pool:  # three for each slot
+            replies = list(pool.map(lambda _: served.chat("for ever", arts=own), range(24)))
+        others = [reply for reply in replies if reply.status_code != 200]
+        assert 0 < len(others) < 24
+        for reply in others:
+            assert reply.status_code == 503
+            assert "its turn did not come within 0.8 seconds" in reply.json()["error"]["message"]
 
     def test_what_was_cut_short_is_searched_again(self, serve: Serve, tmp_path: Any) -> None:
         served = serve(limits=Limits(tokens=100), max_gen_toks=100, trace=str(tmp_path / "run"))
@@ -186,7 +183,7 @@ class TestTheHouse:
         served = serve()
 
         def slowly(*arguments: Any) -> Any:
-            time.sleep(1.5)
+            time.sleep(3)
             return read(*arguments)
 
         monkeypatch.setattr(protocol, "read", slowly)
@@ -195,7 +192,7 @@ class TestTheHouse:
         until(lambda: served.get("/health").json()["waiting"] == 1)
         began = time.monotonic()
         assert served.get("/health").status_code == 200
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 2
         client.join()
 
     def test_names(self, serve: Serve) -> None:
