@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -66,7 +66,7 @@ class Arts:
         self._run: RunFolder | None = None
         self._scorer, self._engine = scorer, engine
         self._place = self._find_verifier()
-        self._extractors: dict[str, Extractor] = {}
+        self._extractor_named = lru_cache(maxsize=64)(self._make_extractor)
 
     def _check_names(self, settings: Settings) -> None:
         for kind, name in (("strategy", settings.strategy), ("backend", settings.backend)):
@@ -123,14 +123,13 @@ class Arts:
         return self.trained.verifier if self.trained else self._registered_verifier
 
     def _extractor(self, settings: Settings) -> Extractor:
-        name = settings.extract
-        if name not in self._extractors:
-            self._extractors[name] = (
-                regex_extractor(name[len(REGEX_PREFIX) :])
-                if name.startswith(REGEX_PREFIX)
-                else self.plugins.make("extractor", name)
-            )
-        return self._extractors[name]
+        return self._extractor_named(settings.extract)
+
+    def _make_extractor(self, name: str) -> Extractor:
+        if name.startswith(REGEX_PREFIX):
+            return regex_extractor(name[len(REGEX_PREFIX) :])
+        made: Extractor = self.plugins.make("extractor", name)
+        return made
 
     @cached_property
     def backend(self) -> Backend:

@@ -26,7 +26,7 @@ def encode(backend: Backend, text: str, chat: Chat) -> Prompt:
 
 
 def answer_of(text: str, think_end: str | None) -> str:
-    """The part of a trajectory that answers: what comes after its thinking, if that has ended."""
+    """The part of a trajectory that answers: what comes after its thinking, if that has ended. The first end counts."""
     if not think_end or think_end not in text:
         return text
-    return text.rpartition(think_end)[2].lstrip()
+    return text.partition(think_end)[2].lstrip()

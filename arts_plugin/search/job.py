@@ -114,6 +114,7 @@ class Search:
         self._handles: dict[int, object] = {}
         self._waiting: deque[Expansion] = deque()
         self._in_flight = 0
+        self._unsettled: dict[int, int] = {}  # id of a flight that was told and not settled yet -> the node it left
         self._root: State | None = None
         try:
             temperature = getattr(self.strategy, "temperature", None)
@@ -222,6 +223,7 @@ class Search:
             if result.error:
                 self.tree.meta.setdefault("errors", []).append(result.error)
             flight.state.priority = score
+            self._unsettled[id(flight)] = flight.expansion.node
             proposals.append(
                 Proposal(
                     expansion=flight.expansion,
@@ -256,6 +258,7 @@ class Search:
             flight = item.proposal.state
             if not isinstance(flight, Flight):
                 raise ArtsError(f"strategy {self.tree.strategy!r} returned a proposal that it was not told")
+            self._unsettled.pop(id(flight), None)
             if item.node:
                 nodes.append(item.node)
             if item.node and not item.merged and not item.node.terminal:
@@ -295,8 +298,10 @@ class Search:
         return self._in_flight
 
     def growing(self, flights: Flights) -> set[int]:
-        """Ids of the nodes from which the tree may still grow."""
-        return set(self._states) | {flight.expansion.node for search, flight in flights.values() if search is self}
+        """Ids of the nodes from which the tree may still grow: those with a state, a proposal on its way, or one that has
+        come and waits for its turn with the strategy."""
+        flown = {flight.expansion.node for search, flight in flights.values() if search is self}
+        return {*self._states, *self._unsettled.values(), *flown}
 
     @property
     def elapsed(self) -> float:

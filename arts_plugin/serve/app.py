@@ -9,26 +9,34 @@ import logging
 import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from arts_plugin.serve import protocol
+from arts_plugin.serve import answers, protocol
 from arts_plugin.serve.protocol import Ask, BadRequestError, Kind, Limits
-from arts_plugin.serve.service import News, Service, Ticket
+from arts_plugin.serve.service import News, Service
+from arts_plugin.serve.thinking import Parting
 
 log = logging.getLogger(__name__)
 
 _BREATH = 15.0
 """Seconds of silence after which a comment is sent, so that nothing on the way takes a long search for a dead one."""
 _CLIENTS = 10_000
+_STATUS = {
+    "refused": (400, "invalid_request_error"),
+    "failed": (503, "server_error"),
+    "broken": (502, "server_error"),
+}
+"""Status, and OpenAI's word, for how a request may end without an answer."""
 
 
 class App:
@@ -57,9 +65,11 @@ class App:
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
             Route("/v1/completions", self.text, methods=["POST"]),
         ]
-        known = Middleware(TrustedHostMiddleware, allowed_hosts=self.hosts, www_redirect=False)
         return Starlette(
-            routes=routes, middleware=[known], lifespan=self._life, exception_handlers={HTTPException: _plainly}
+            routes=routes,
+            middleware=[Middleware(_Known, hosts=self.hosts)],
+            lifespan=self._life,
+            exception_handlers={HTTPException: _plainly, Exception: _plainly},
         )
 
     @asynccontextmanager
@@ -101,85 +111,88 @@ class App:
             return barred
         if self._waiting >= self.limits.waiting:
             return _error(429, f"{self._waiting} requests are waiting, as many as may", retry=True)
+        with ExitStack() as house:
+            self._waiting += 1  # before the body has come, which takes as long as its client likes
+            house.callback(self._one_less)
+            ask = await self._read(request, kind)
+            if isinstance(ask, Response):
+                return ask
+            loop, heard = asyncio.get_running_loop(), asyncio.Queue[News]()
+            ticket = self.service.put(ask, lambda news: _pass_on(loop, heard, news))
+            house.callback(self.service.leave, ticket)
+            house.callback(loop.call_later(ask.seconds, self.service.expire, ticket).cancel)
+            if not ask.stream:
+                return self._whole(ask, await _hear(request, heard))
+            # What goes wrong has a status of its own only before the stream has begun.
+            with suppress(TimeoutError):
+                first = await _hear(request, heard, _BREATH)
+                if first is None or first.kind in _STATUS:
+                    return _refusal(first)
+                return _Stream(self._events(request, ask, heard, first), house.pop_all())
+            return _Stream(self._events(request, ask, heard, News("begun")), house.pop_all())
+
+    def _one_less(self) -> None:
+        self._waiting -= 1
+
+    async def _read(self, request: Request, kind: Kind) -> Ask | Response:
+        """What is asked for, or why it cannot be told."""
         try:
-            body = json.loads(await self._body(request))
-            ask = protocol.read(kind, body, self.model, self.service.arts.settings, self.limits)
+            async with asyncio.timeout(self.limits.upload):
+                body = await self._body(request)
+            # Grammars take a while to read.
+            return await asyncio.to_thread(self._parsed, kind, body)
         except BadRequestError as error:
             return _error(400, str(error), param=error.param)
-        except (ValueError, RecursionError) as error:
-            return _error(400, f"the body is no JSON: {error}")
+        except TimeoutError:
+            return _error(408, f"the body did not come within {self.limits.upload:g} seconds")
         except _TooLongError:
             return _error(413, f"the body has more than {self.limits.body} bytes")
         except ClientDisconnect:
-            return Response(status_code=499)
-        heard: asyncio.Queue[News] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
-        ticket = self.service.put(ask, lambda news: _pass_on(loop, heard, news))
-        self._waiting += 1
-        if not ask.stream:
-            try:
-                return await self._whole(request, ask, heard)
-            finally:
-                self._bye(ticket)
-        # A refusal has a status of its own only before the stream has begun.
+            return _refusal(None)
+
+    def _parsed(self, kind: Kind, body: bytes) -> Ask:
         try:
-            first = await _hear(request, heard)
-        except BaseException:
-            self._bye(ticket)
-            raise
-        if first is None or first.kind in {"refused", "failed"}:
-            self._bye(ticket)
-            return _refusal(first)
-        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        events = self._events(request, ask, ticket, heard, first)
-        return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+            return protocol.read(kind, _json(body), self.model, self.service.arts.settings, self.limits)
+        except RecursionError as error:
+            raise BadRequestError("the body is nested too deeply") from error
 
-    def _bye(self, ticket: Ticket) -> None:
-        """The request is over, whether it was answered or its client went away."""
-        self._waiting -= 1
-        self.service.leave(ticket)
-
-    async def _whole(self, request: Request, ask: Ask, heard: asyncio.Queue[News]) -> Response:
-        news = await _hear(request, heard)
+    def _whole(self, ask: Ask, news: News | None) -> Response:
         if news is None or news.tree is None:
             return _refusal(news)
-        return JSONResponse(protocol.answer(ask, self.model, news.tree))
+        return JSONResponse(answers.answer(ask, self.model, news.tree))
 
-    async def _events(
-        self, request: Request, ask: Ask, ticket: Ticket, heard: asyncio.Queue[News], first: News
-    ) -> AsyncIterator[str]:
-        try:
-            yield _event(protocol.chunk(ask, self.model, None))
-            parting = protocol.Parting(ask.settings.think_end_token if ask.kind == "chat" else None)
-            news: News | None = first
-            while news is not None and news.kind in {"begun", "text"}:
-                for part, thinking in parting.feed(news.text):
-                    yield _event(protocol.chunk(ask, self.model, part, thinking=thinking))
-                while True:
-                    try:
-                        news = await _hear(request, heard, _BREATH)
-                        break
-                    except TimeoutError:
-                        yield ": searching\n\n"
-            if news is None:
-                return
-            if news.tree is None:
-                yield _event(protocol.problem(news.text, "server_error"))
-                return
-            last = protocol.chunk(ask, self.model, "", protocol.finish_reason(news.tree))
-            yield _event({**last, "arts": protocol.about(news.tree)})
-            if ask.usage:
-                yield _event(protocol.closing(ask, self.model, news.tree))
-            yield "data: [DONE]\n\n"
-        finally:
-            self._bye(ticket)
+    async def _events(self, request: Request, ask: Ask, heard: asyncio.Queue[News], first: News) -> AsyncIterator[str]:
+        yield _event(answers.chunk(ask, self.model, None))
+        parting = Parting(ask.settings.think_end_token if ask.kind == "chat" else None)
+        news: News | None = first
+        while news is not None and news.kind in {"begun", "text"}:
+            for part, thinking in parting.feed(news.text):
+                yield _event(answers.chunk(ask, self.model, part, thinking=thinking))
+            while True:
+                try:
+                    news = await _hear(request, heard, _BREATH)
+                    break
+                except TimeoutError:
+                    yield ": searching\n\n"
+        if news is None:
+            return
+        if news.tree is None:
+            yield _event(answers.problem(news.text, _STATUS[news.kind][1]))
+            return
+        for part, thinking in parting.rest():
+            yield _event(answers.chunk(ask, self.model, part, thinking=thinking))
+        last = answers.chunk(ask, self.model, "", answers.finish_reason(news.tree))
+        yield _event({**last, "arts": answers.about(news.tree)})
+        if ask.usage:
+            yield _event(answers.closing(ask, self.model, news.tree))
+        yield "data: [DONE]\n\n"
 
     # Who may come in.
     def _barred(self, request: Request) -> Response | None:
         if self._key is None:
             return None
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if hmac.compare_digest(given.encode(), self._key.encode()):
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and hmac.compare_digest(given.encode(), self._key.encode()):
             return None
         return _error(401, "the API key is missing or wrong")
 
@@ -217,6 +230,43 @@ class _TooLongError(Exception):
     """A body over the limit."""
 
 
+class _Stream(StreamingResponse):
+    """Server-sent events.
+
+    Args:
+        after: closed at the end; also if the client goes before the first event, when no part of `events` is run.
+    """
+
+    def __init__(self, events: AsyncIterator[str], after: ExitStack) -> None:
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._after = after
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._after:
+            await super().__call__(scope, receive, send)
+
+
+class _Known:
+    """Turns away who calls this server by a name that is not its own.
+
+    Args:
+        hosts: the names, with or without the brackets of an IPv6 address; "*" is any.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
+        self.app, self.hosts = app, {host.strip("[]").lower() for host in hosts}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and "*" not in self.hosts:
+            host = Headers(scope=scope).get("host", "").lower()
+            name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+            if name not in self.hosts:
+                await _error(400, f"this server is not called {name!r:.100}")(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
 async def _hear(request: Request, heard: asyncio.Queue[News], patience: float | None = None) -> News | None:
     """What is heard next; None if the client leaves before.
 
@@ -243,28 +293,37 @@ async def _gone(request: Request) -> None:
 
 def _pass_on(loop: asyncio.AbstractEventLoop, heard: asyncio.Queue[News], news: News) -> None:
     """From the model's thread to the loop's."""
-    if not loop.is_closed():
+    with suppress(RuntimeError):  # the loop is closed
         loop.call_soon_threadsafe(heard.put_nowait, news)
 
 
+def _json(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise BadRequestError(f"the body is no JSON: {error}") from error
+
+
 def _event(data: Any) -> str:
-    return f"data: {json.dumps(data, separators=(',', ':'))}\n\n"
+    return f"data: {json.dumps(data, separators=(',', ':'), allow_nan=False)}\n\n"
 
 
 def _refusal(news: News | None) -> Response:
     if news is None:
         return Response(status_code=499)  # nobody reads it
-    return _error(400, news.text) if news.kind == "refused" else _error(503, news.text, "server_error", retry=True)
+    status, kind = _STATUS[news.kind]
+    return _error(status, news.text, kind, retry=status == 503)
 
 
 def _error(
     status: int, message: str, kind: str = "invalid_request_error", param: str | None = None, retry: bool = False
 ) -> Response:
     headers = {"retry-after": "1"} if retry else None
-    return JSONResponse(protocol.problem(message, kind, param), status, headers)
+    return JSONResponse(answers.problem(message, kind, param), status, headers)
 
 
 async def _plainly(request: Request, error: Exception) -> Response:
-    """What the router refuses, in OpenAI's form."""
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    return _error(status, f"{request.method} {request.url.path}: {getattr(error, 'detail', '')}")
+    """What the router refuses, and what nobody expected, in OpenAI's form."""
+    if isinstance(error, HTTPException):
+        return _error(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+    return _error(500, f"the server failed: {type(error).__name__}", "server_error")

@@ -1,18 +1,19 @@
-"""OpenAI's completion protocol: what a request asks for, and how an answer is said."""
+"""OpenAI's completion protocol: what a request asks for."""
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from arts_plugin.backend import Message
 from arts_plugin.coercion import names_a_file
 from arts_plugin.errors import ArtsError, SettingsError
 from arts_plugin.settings import OF_THE_RUN, Settings
-from arts_plugin.tree import ReasoningTree
+from arts_plugin.steps import REGEX_PREFIX
 
 Kind = Literal["chat", "text"]
 _SAMPLING = (
@@ -27,6 +28,12 @@ _REFUSED = {
     "suffix": "text cannot be inserted before a suffix",
     "echo": "the prompt is not echoed",
 }
+_PATTERNS = ("extract", "delimiter")
+_FILES = frozenset({"grammar", "json_schema"})
+_LONG = _FILES | {"logit_bias"}
+_MOST_KEY = 40
+_MOST_TEXT = 1000
+"""Characters of any other setting, and of a stop string."""
 _ROLES = frozenset({"system", "developer", "user", "assistant"})
 
 
@@ -45,11 +52,14 @@ class Ask:
     Attributes:
         prompt: of a text completion; `messages` are a chat's.
         settings: of this search.
+        tokens, seconds: what it may cost, at most, whatever its settings say; see `Limits`.
         usage: whether a stream ends with the usage.
     """
 
     kind: Kind
     settings: Settings
+    tokens: int
+    seconds: float
     messages: tuple[Message, ...] = ()
     prompt: str = ""
     stops: tuple[str, ...] = ()
@@ -65,15 +75,51 @@ class Limits:
 
     Attributes:
         body: bytes of a request.
-        trajectories: `budget_trajectories` of a search; no request is without a budget of them.
+        upload: seconds in which its body must have come.
+        trajectories: `budget_trajectories` and `width` of a search; no request is without a budget of trajectories.
+        tokens: generated and refilled tokens of a search. One without such a budget of its own is ended, with what it has
+            found, as soon as steps are taken in that lead beyond.
+        seconds: from a request's arrival; its search is ended then, with what it has found.
+        grammar: characters of a grammar or a schema.
         waiting: requests in the house at once; one more is answered 429.
         rate: requests a minute of each client; 0 is no limit.
     """
 
     body: int = 1 << 20
+    upload: float = 30.0
     trajectories: int = 256
+    tokens: int = 1 << 17
+    seconds: float = 600.0
+    grammar: int = 1 << 15
     waiting: int = 64
     rate: int = 0
+
+    def check(self, settings: Settings) -> None:
+        """
+        Raises:
+            SettingsError: a search of these settings is wider than is allowed.
+        """
+        wanted = settings.budget_trajectories
+        if wanted is None or wanted > self.trajectories:
+            raise SettingsError(f"budget_trajectories is {wanted}; this server allows {self.trajectories} at most")
+        if settings.width > self.trajectories:
+            raise SettingsError(f"width is {settings.width}; this server allows {self.trajectories} at most")
+
+    def within(self, settings: Settings) -> Settings:
+        """`settings` with no more of tokens, nodes and seconds than is allowed. Budgets that are not set stay so: they
+        would change how trajectories are asked for."""
+
+        def least(wanted: int | None, limit: int) -> int | None:
+            return None if wanted is None else min(wanted, limit)
+
+        seconds = settings.budget_seconds
+        return replace(
+            settings,
+            budget_tokens=least(settings.budget_tokens, self.tokens),
+            budget_nodes=least(settings.budget_nodes, self.tokens),  # a step costs a token at least
+            budget_seconds=None if seconds is None else min(seconds, self.seconds),
+            max_gen_toks=min(settings.max_gen_toks, self.tokens),
+        )
 
 
 def read(kind: Kind, body: Any, model: str, settings: Settings, limits: Limits) -> Ask:
@@ -88,7 +134,8 @@ def read(kind: Kind, body: Any, model: str, settings: Settings, limits: Limits) 
     """
     if not isinstance(body, dict):
         raise BadRequestError("the body is no JSON object")
-    if (name := body.get("model")) not in {None, "", model}:
+    name = body.get("model")
+    if name is not None and name not in ("", model):
         raise BadRequestError(f"there is no model {name!r:.100}; this server has {model!r}", "model")
     for key, reason in _REFUSED.items():
         if body.get(key) not in (None, False, [], {"type": "text"}, "auto"):
@@ -101,6 +148,8 @@ def read(kind: Kind, body: Any, model: str, settings: Settings, limits: Limits) 
     return Ask(
         kind,
         _settings(body, settings, limits),
+        limits.tokens,
+        limits.seconds,
         messages=_messages(body.get("messages")) if kind == "chat" else (),
         prompt=_prompt(body.get("prompt")) if kind == "text" else "",
         stops=_stops(body.get("stop")),
@@ -122,19 +171,43 @@ def _settings(body: Mapping[str, Any], settings: Settings, limits: Limits) -> Se
     if shared := (OF_THE_RUN | {"slots"}) & own.keys():
         raise BadRequestError(f"arts.{min(shared)} is the same for all requests of this server", "arts")
     changes |= own
-    for key in ("grammar", "json_schema"):
-        if isinstance(changes.get(key), str) and names_a_file(key, changes[key]):
-            raise BadRequestError(f"{key} is text of its own in a request, not a file", key)
+    if (longest := max(own, key=len, default="")) and len(longest) > _MOST_KEY:
+        raise BadRequestError(f"unknown setting {longest[:_MOST_KEY]!r}...", "arts")
+    _check_texts(changes, limits)
     try:
         made = settings.with_(changes)
+        limits.check(made)
     except SettingsError as error:
         raise BadRequestError(str(error), "arts") from error
-    wanted = made.budget_trajectories
-    if wanted is None or wanted > limits.trajectories:
-        raise BadRequestError(
-            f"budget_trajectories is {wanted}; this server allows {limits.trajectories} at most", "arts"
-        )
-    return made
+    for key in _PATTERNS:  # as they were read: an escape may spell the prefix
+        text = getattr(made, key)
+        if text.startswith(REGEX_PREFIX) and text != getattr(settings, key):
+            # One can take time exponential in the text, and everybody's searches wait for it.
+            raise BadRequestError(f"{key}: a request takes no regular expressions; start the server with that one", key)
+    return limits.within(made)
+
+
+def _check_texts(changes: Mapping[str, Any], limits: Limits) -> None:
+    """What a client may not have this server run, read or keep.
+
+    Raises:
+        BadRequestError: a text that is too long or no text, or a file.
+    """
+    for key, value in changes.items():
+        # Numbers and the like become texts where a setting is one.
+        text = json.dumps(value) if isinstance(value, dict | list) else str(value)
+        most = limits.grammar if key in _LONG else _MOST_TEXT
+        if len(text) > most:
+            raise BadRequestError(f"{key} has {len(text)} characters; this server allows {most} at most", key)
+        if text != _clean(text):
+            raise BadRequestError(f"{key} has half a surrogate pair, which is no character", key)
+        if key in _FILES and value is not None and names_a_file(key, text):
+            raise BadRequestError(f"{key} is text of its own in a request, not a file", key)
+
+
+def _clean(text: str) -> str:
+    """`text` with halves of surrogate pairs replaced: they can be neither encoded nor sent on."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _schema(raw: Any) -> dict[str, Any] | None:
@@ -158,7 +231,7 @@ def _messages(raw: Any) -> tuple[Message, ...]:
 
 def _message(raw: Any) -> Message:
     role = raw.get("role") if isinstance(raw, dict) else None
-    if role not in _ROLES:
+    if not isinstance(role, str) or role not in _ROLES:
         raise BadRequestError(f"a message's role is one of {', '.join(sorted(_ROLES))}, not {role!r:.50}", "messages")
     content = raw.get("content")
     if isinstance(content, list):
@@ -168,7 +241,7 @@ def _message(raw: Any) -> Message:
         content = "".join(parts) if all(isinstance(part, str) for part in parts) else None  # type: ignore[arg-type]
     if not isinstance(content, str):
         raise BadRequestError("a message's content is text; images, sounds and tool calls are not read", "messages")
-    return {"role": "system" if role == "developer" else role, "content": content}
+    return {"role": "system" if role == "developer" else role, "content": _clean(content)}
 
 
 def _prompt(raw: Any) -> str:
@@ -176,128 +249,13 @@ def _prompt(raw: Any) -> str:
         raw = raw[0]
     if not isinstance(raw, str) or not raw:
         raise BadRequestError("prompt is one text that is not empty", "prompt")
-    return raw
+    return _clean(raw)
 
 
 def _stops(raw: Any) -> tuple[str, ...]:
     stops = [raw] if isinstance(raw, str) else raw or []
     if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops) or len(stops) > 16:
         raise BadRequestError("stop is a string or a list of at most 16", "stop")
+    if any(len(stop) > _MOST_TEXT or stop != _clean(stop) for stop in stops):
+        raise BadRequestError(f"a stop string is text of at most {_MOST_TEXT} characters", "stop")
     return tuple(stop for stop in stops if stop)
-
-
-# Answers.
-def finish_reason(tree: ReasoningTree) -> str:
-    """OpenAI's word for why the chosen trajectory ended."""
-    chosen = None if tree.chosen is None else tree.trajectory(tree.chosen)
-    return "stop" if chosen is not None and chosen.stop in {"eos", "stop"} else "length"
-
-
-def usage(tree: ReasoningTree) -> dict[str, Any]:
-    """Tokens: the prompt's, and all that the proposer generated for the search, of which the answer is a part."""
-    cost = tree.cost
-    return {
-        "prompt_tokens": cost.prompt_tokens,
-        "completion_tokens": cost.decoded_tokens,
-        "total_tokens": cost.prompt_tokens + cost.decoded_tokens,
-        "prompt_tokens_details": {"cached_tokens": cost.cached_tokens},
-    }
-
-
-def about(tree: ReasoningTree) -> dict[str, Any]:
-    """The field `arts` of an answer: what the search found, and what it cost."""
-    chosen = None if tree.chosen is None else tree.trajectory(tree.chosen)
-    return {
-        "answer": tree.answer,
-        "strategy": tree.strategy,
-        "chosen_by": tree.select,
-        "scored_by": tree.scorer,
-        "ended_by": tree.ended_by,
-        "finished": tree.n_finished,
-        "proposals": tree.n_proposals,
-        "log_flow": None if chosen is None else chosen.log_flow,
-        "answer_tokens": 0 if chosen is None else len(chosen.token_ids),
-        "cost": asdict(tree.cost),
-    }
-
-
-def answer(ask: Ask, model: str, tree: ReasoningTree) -> dict[str, Any]:
-    """A whole reply."""
-    body: dict[str, Any] = {"text": tree.text}
-    if ask.kind == "chat":
-        thinking, text = parted(tree.text, ask.settings.think_end_token)
-        body = {"message": {"role": "assistant", "content": text, **_thought(thinking)}}
-    choice = {"index": 0, **body, "logprobs": None, "finish_reason": finish_reason(tree)}
-    return {
-        **_head(ask, model, "chat.completion" if ask.kind == "chat" else "text_completion"),
-        "choices": [choice],
-        "usage": usage(tree),
-        "arts": about(tree),
-    }
-
-
-def parted(text: str, think_end: str | None) -> tuple[str, str]:
-    """(thinking, answer) of a trajectory; where its thinking never ended, all of it is."""
-    if not think_end:
-        return "", text
-    thinking, end, answer = text.partition(think_end)
-    return (thinking, answer.lstrip()) if end else (text, "")
-
-
-class Parting:
-    """The same for a stream: which pieces of a text are thinking, and which the answer."""
-
-    def __init__(self, think_end: str | None) -> None:
-        self._end, self._thinking, self._begun = think_end or "", bool(think_end), not think_end
-
-    def feed(self, text: str) -> Iterator[tuple[str, bool]]:
-        """(part, whether it is thinking) of the next piece."""
-        if self._thinking:
-            before, end, text = text.partition(self._end)
-            if before:
-                yield before, True
-            self._thinking = not end
-        if not self._begun:  # blank lines between the two belong to neither
-            text = text.lstrip()
-        if text:
-            self._begun = True
-            yield text, False
-
-
-def _thought(text: str) -> dict[str, str]:
-    """vLLM's field for a model's thinking, which clients know."""
-    return {"reasoning_content": text} if text else {}
-
-
-def chunk(
-    ask: Ask, model: str, text: str | None, finish: str | None = None, *, thinking: bool = False
-) -> dict[str, Any]:
-    """A part of a streamed reply; `text` None opens it."""
-    if ask.kind == "chat":
-        delta = {"role": "assistant", "content": ""} if text is None else {"content": text} if text else {}
-        if text and thinking:
-            delta = _thought(text)
-        body: dict[str, Any] = {"delta": delta}
-    else:
-        body = {"text": text or ""}
-    choice = {"index": 0, **body, "logprobs": None, "finish_reason": finish}
-    return {
-        **_head(ask, model, "chat.completion.chunk" if ask.kind == "chat" else "text_completion"),
-        "choices": [choice],
-    }
-
-
-def closing(ask: Ask, model: str, tree: ReasoningTree) -> dict[str, Any]:
-    """The last part, if `stream_options.include_usage` asks for it."""
-    kind = "chat.completion.chunk" if ask.kind == "chat" else "text_completion"
-    return {**_head(ask, model, kind), "choices": [], "usage": usage(tree)}
-
-
-def _head(ask: Ask, model: str, kind: str) -> dict[str, Any]:
-    prefix = "chatcmpl" if ask.kind == "chat" else "cmpl"
-    return {"id": f"{prefix}-{ask.id}", "object": kind, "created": ask.created, "model": model}
-
-
-def problem(message: str, kind: str = "invalid_request_error", param: str | None = None) -> dict[str, Any]:
-    """An error, as OpenAI's clients read it."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": None}}

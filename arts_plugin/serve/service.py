@@ -6,32 +6,39 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
 from arts_plugin.api import Arts
-from arts_plugin.errors import ArtsError
+from arts_plugin.errors import ArtsError, ModelError, PromptTooLongError, SettingsError, UnknownNameError
 from arts_plugin.search.driver import Event, SearchDriver
 from arts_plugin.search.job import Job
+from arts_plugin.serve.answers import failure
 from arts_plugin.serve.decided import Teller
 from arts_plugin.serve.protocol import Ask
-from arts_plugin.tree import ReasoningTree
+from arts_plugin.tree import EndedBy, ReasoningTree
 
 log = logging.getLogger(__name__)
+
+_REFUSALS = (SettingsError, PromptTooLongError, UnknownNameError, ModelError)
+"""What is wrong with a request rather than with its engine; a chat template that refuses messages is a ModelError."""
 
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What a request hears: that its first step is there, a piece of its answer, the finished tree, or why there is none."""
+    """What a request hears: that its first step is there, a piece of its answer, the finished tree, or why there is none: it
+    was `refused` for its own sake, its search `failed` and may be asked for again, or the model's answers are `broken`."""
 
-    kind: Literal["begun", "text", "tree", "refused", "failed"]
+    kind: Literal["begun", "text", "tree", "refused", "failed", "broken"]
     text: str = ""
     tree: ReasoningTree | None = None
 
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """A request in the house. `tell` may be called from the model's thread."""
+    """A request in the house. `tell` is called from the model's thread as well. `cut` is the limit of this server that ended
+    its search, if one did."""
 
     ask: Ask
     tell: Callable[[News], None]
@@ -39,10 +46,18 @@ class Ticket:
     job: Job | None = None
     left: bool = False
     begun: bool = False
+    cut: EndedBy | None = None
+
+    def hear(self, news: News) -> None:
+        """Pass it on; whoever cannot be told is left alone."""
+        try:
+            self.tell(news)
+        except Exception as error:
+            log.debug("a request cannot be told of its end: %r", error)
 
 
 class Service:
-    """Searches for whoever asks, until `stop`.
+    """Searches for whoever asks, until `stop`. Whoever asks hears how it ended, whatever goes wrong.
 
     Args:
         arts: loaded in the thread that will own it, closed there as well.
@@ -54,15 +69,15 @@ class Service:
         self._first: Ticket | None = None
         self._tickets: dict[int, Ticket] = {}
         self._driver: SearchDriver | None = None
-        self._stopping = False
+        self._stopping = self._over = False
         self._ready: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="arts-serve", daemon=True)
 
     def start(self) -> None:
-        """Load the model.
+        """Load the model and open the run folder, if there is one.
 
         Raises:
-            ArtsError: it cannot be loaded.
+            ArtsError: the model cannot be loaded, or the folder holds a run with other settings.
         """
         self._thread.start()
         if (problem := self._ready.get()) is not None:
@@ -72,11 +87,24 @@ class Service:
         """Take a request in."""
         ticket = Ticket(ask, tell, Teller(ask.stops))
         self._inbox.put(ticket)
+        if self._over:
+            self._turn_away()
         return ticket
 
     def leave(self, ticket: Ticket) -> None:
         """Nobody waits for this any more: what it has under way, if anything, is cancelled."""
         ticket.left = True
+        self._cancel(ticket)
+
+    def expire(self, ticket: Ticket) -> None:
+        """Its time is over: it hears what has been found so far, or that its turn did not come."""
+        ticket.cut = "budget_seconds"
+        if ticket.job is None:
+            ticket.left = True
+            ticket.hear(News("failed", f"its turn did not come within {ticket.ask.seconds:g} seconds"))
+        self._cancel(ticket)
+
+    def _cancel(self, ticket: Ticket) -> None:
         job, driver = ticket.job, self._driver
         if job is not None and driver is not None:
             driver.cancel(job)
@@ -93,7 +121,10 @@ class Service:
         try:
             self.arts.backend  # noqa: B018 - loaded here
             self.arts.verifier  # noqa: B018
+            self.arts.run_folder  # noqa: B018
         except BaseException as error:
+            with suppress(Exception):
+                self.arts.close()
             self._ready.put(error)
             return
         self._ready.put(None)
@@ -103,43 +134,69 @@ class Service:
                 if self._first is not None:
                     self._search()
         finally:
+            self._over = True
+            self._fail_all("the server is stopping")
+            self._turn_away()
             self.arts.close()
+
+    def _turn_away(self) -> None:
+        """Answer whoever comes after the end."""
+        with suppress(queue.Empty):
+            while True:
+                if (ticket := self._inbox.get_nowait()) is not None:
+                    ticket.hear(News("failed", "the server is stopping"))
 
     def _search(self) -> None:
         """Search until nobody waits."""
-        driver = self._driver = self._driver or self.arts.new_driver(fair=True)
         try:
+            driver = self._driver = self._driver or self.arts.new_driver(fair=True)
             for event in driver.events(_Source(self)):
                 self._tell(event, driver)
                 if self._stopping:
                     break
         except Exception as error:
-            log.warning("the search failed: %s", error, exc_info=not isinstance(error, ArtsError))
-            for ticket in list(self._tickets.values()):
-                ticket.tell(News("failed", f"the search failed: {error}"))
-            self._tickets.clear()
+            _warn("the search failed", error)
             self._driver = None
+            self._fail_all(f"the search failed: {error}")
+
+    def _fail_all(self, message: str) -> None:
+        waiting = [*self._tickets.values(), *([self._first] if self._first else [])]
+        self._tickets.clear()
+        self._first = None
+        for ticket in waiting:
+            ticket.hear(News("failed", message))
 
     def next(self) -> Job | None:
-        """The next request that can be searched; None when there is none just now."""
-        while True:
-            ticket, self._first = self._first, None
-            if ticket is None:
-                try:
-                    ticket = self._inbox.get_nowait()
-                except queue.Empty:
-                    return None
-            if ticket is None or ticket.left:
-                continue
+        """The next request that must be searched; None when there is none just now."""
+        while (ticket := self._taken()) is not None:
             try:
-                ticket.job = self._job(ticket.ask)
-            except Exception as error:
-                ticket.tell(News("refused", str(error)))
+                job = ticket.job = self._job(ticket.ask)
+                known = self.arts.run_folder.get(job.key()) if self.arts.run_folder is not None else None
+                if known is not None:
+                    self._answer(ticket, known)
+                    continue
+            except _REFUSALS as error:
+                ticket.hear(News("refused", str(error)))
                 continue
-            self._tickets[id(ticket.job)] = ticket
-            if ticket.left and self._driver is not None:  # it left while it was read
-                self._driver.cancel(ticket.job)
-            return ticket.job
+            except Exception as error:
+                _warn("a request could not be searched", error)
+                ticket.hear(News("failed", f"the request could not be searched: {error}"))
+                continue
+            self._tickets[id(job)] = ticket
+            if ticket.left or ticket.cut:  # while it was read
+                self._cancel(ticket)
+            return job
+        return None
+
+    def _taken(self) -> Ticket | None:
+        """The next that has not left; None when there is none just now."""
+        ticket, self._first = self._first, None
+        while ticket is None or ticket.left:
+            try:
+                ticket = self._inbox.get_nowait()
+            except queue.Empty:
+                return None
+        return ticket
 
     def _job(self, ask: Ask) -> Job:
         backend = self.arts.backend
@@ -147,28 +204,61 @@ class Service:
         return self.arts.job(prompt, ask.settings, ask.stops, {"request": ask.id})
 
     def _tell(self, event: Event, driver: SearchDriver) -> None:
+        """What an event means for who asked. A failure here is theirs alone: the others' searches go on."""
         ticket = self._tickets.get(id(event.job))
         if ticket is None:
             return
-        if event.kind == "expanded":
-            if ticket.ask.stream and not ticket.left:
-                if not ticket.begun:
-                    ticket.begun = True
-                    ticket.tell(News("begun"))
-                for text in ticket.teller.more(event.tree, driver.growing(event.job)):
-                    ticket.tell(News("text", text))
-            return
+        try:
+            if event.kind == "expanded":
+                self._more(ticket, event.tree, driver)
+                return
+            self._keep(ticket, event)
+            self._answer(ticket, event.tree)
+        except Exception as error:
+            _warn("an answer could not be given", error)
+            ticket.hear(News("failed", f"the answer could not be given: {error}"))
+            driver.cancel(event.job)
         del self._tickets[id(event.job)]
-        folder, tree = self.arts.run_folder, event.tree
-        if folder is not None and tree.ended_by != "cancelled" and not tree.error:
-            folder.put(event.job.key(), tree)
-        if tree.error:
-            ticket.tell(News("refused", tree.error))
+
+    def _more(self, ticket: Ticket, tree: ReasoningTree, driver: SearchDriver) -> None:
+        """Say what has become certain, and see that it does not cost too much."""
+        job = ticket.job
+        if job is None or ticket.left:
             return
-        if ticket.ask.stream and not ticket.left:
-            for text in ticket.teller.rest(tree):
-                ticket.tell(News("text", text))
-        ticket.tell(News("tree", tree=tree))
+        if ticket.cut is None and tree.cost.decoded_tokens + tree.cost.refilled_tokens > ticket.ask.tokens:
+            ticket.cut = "budget_tokens"
+            driver.cancel(job)
+        if not ticket.ask.stream:
+            return
+        if not ticket.begun:
+            ticket.begun = True
+            ticket.hear(News("begun"))
+        for text in ticket.teller.more(tree, driver.growing(job)):
+            ticket.hear(News("text", text))
+
+    def _keep(self, ticket: Ticket, event: Event) -> None:
+        """Put a finished tree into the run folder. One that was cut short is not what the next who asks should find."""
+        folder, tree, key = self.arts.run_folder, event.tree, event.job.key()
+        if ticket.cut and tree.ended_by == "cancelled":
+            tree.ended_by = ticket.cut
+        whole = ticket.cut is None and tree.ended_by != "cancelled" and not tree.error and not failure(tree)
+        if folder is not None and whole and folder.get(key) is None:
+            folder.put(key, tree)
+
+    def _answer(self, ticket: Ticket, tree: ReasoningTree) -> None:
+        if tree.error:
+            ticket.hear(News("refused", tree.error))
+        elif problem := failure(tree):
+            ticket.hear(News("broken", problem))
+        else:
+            if ticket.ask.stream and not ticket.left:
+                for text in ticket.teller.rest(tree):
+                    ticket.hear(News("text", text))
+            ticket.hear(News("tree", tree=tree))
+
+
+def _warn(what: str, error: Exception) -> None:
+    log.warning("%s: %s", what, error, exc_info=not isinstance(error, ArtsError))
 
 
 class _Source:

@@ -14,105 +14,20 @@ from typing import Any
 import httpx
 import openai
 import pytest
-import uvicorn
-from scripted import ScriptedBackend, Step, random_script
+from scripted import ScriptedBackend, random_script
+from served import Serve, ask, events, serving, until
 
-from arts_llama_cpp import plugin
-from arts_plugin.api import Arts
 from arts_plugin.plugins import Plugins
 from arts_plugin.search.driver import SearchDriver
 from arts_plugin.search.job import Job
-from arts_plugin.serve.app import App
 from arts_plugin.serve.decided import Teller, decided
 from arts_plugin.serve.protocol import Limits, read
-from arts_plugin.serve.service import Service
 from arts_plugin.settings import Settings
-
-SCRIPT = {
-    **random_script(3),
-    "one way": [Step("first\n", 1.0, "one way 2", 3)],
-    "one way 2": [Step("second\n", 1.0, "one way 3", 3)],
-    "one way 3": [Step("the answer is 3", 1.0, None, 4)],
-    "for ever": [Step("on and on\n", 1.0, "for ever", 2)],
-}
-
-
-class Served:
-    """A server, its backend, and clients of it."""
-
-    def __init__(self, backend: ScriptedBackend, service: Service, url: str) -> None:
-        self.backend, self.service, self.url = backend, service, url
-
-    def post(self, path: str = "/v1/chat/completions", **body: Any) -> httpx.Response:
-        headers = body.pop("headers", {})
-        return httpx.post(self.url + path, json=body, headers=headers, timeout=30)
-
-    def chat(self, question: str, **body: Any) -> httpx.Response:
-        return self.post(messages=[{"role": "user", "content": question}], **body)
-
-    def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
-
-
-Serve = Callable[..., Served]
 
 
 @pytest.fixture
 def serve(plugins: Plugins) -> Iterator[Serve]:
-    """Starts servers, and stops them with nothing left behind."""
-    ends: list[Callable[[], None]] = []
-
-    def make(limits: Limits | None = None, key: str | None = None, slow: float = 0.0, **settings: Any) -> Served:
-        backend = ScriptedBackend(SCRIPT, slots=8, n_ctx=200, on_poll=lambda: time.sleep(slow))
-        if "llama_cpp" not in plugins.registrations("backend"):
-            plugins.register(plugin, "llama_cpp")  # whose name is the default; it is never made
-        defaults = {"verifier": "none", "slots": 8, "budget_trajectories": 4}
-        service = Service(Arts(registry=plugins, engine=backend, **{**defaults, **settings}))
-        service.start()
-        app = App(service, "scripted", limits or Limits(), key, ("127.0.0.1", "localhost")).asgi()
-        config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=1)
-        server = uvicorn.Server(config)
-        sock = config.bind_socket()
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
-        thread.start()
-
-        def end() -> None:
-            server.should_exit = True
-            thread.join(timeout=20)
-            assert not thread.is_alive()
-            assert not service._thread.is_alive()
-            assert not backend.live, "states were never dropped"
-
-        ends.append(end)
-        served = Served(backend, service, f"http://127.0.0.1:{sock.getsockname()[1]}")
-        _until(lambda: _healthy(served))
-        return served
-
-    yield make
-    for end in ends:
-        end()
-
-
-def _healthy(served: Served) -> bool:
-    try:
-        return httpx.get(f"{served.url}/health").status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-def _until(met: Callable[[], bool]) -> None:
-    for _ in range(400):
-        if met():
-            return
-        time.sleep(0.02)
-    raise AssertionError("it did not come about in eight seconds")
-
-
-def events(response: httpx.Response) -> list[Any]:
-    """The data of a stream's events; the last says that it is done."""
-    lines = [line[6:] for line in response.text.splitlines() if line.startswith("data: ")]
-    assert lines.pop() == "[DONE]"
-    return [json.loads(line) for line in lines]
+    yield from serving(plugins)
 
 
 class TestAnswers:
@@ -162,6 +77,14 @@ class TestAnswers:
         assert came[1][0] - came[0][0] > 0.08  # three tokens of a twentieth of a second lie between them
         assert came[2][0] - came[1][0] > 0.08
 
+    def test_thinking_whose_end_comes_in_two_pieces(self, serve: Serve) -> None:
+        served = serve(think_end_token="</think>")
+        message = served.chat("thinks").json()["choices"][0]["message"]
+        assert (message["reasoning_content"], message["content"]) == ("Is it 4? ", "It is 5")
+        deltas = [event["choices"][0]["delta"] for event in events(served.chat("thinks", stream=True))]
+        assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "Is it 4? "
+        assert "".join(delta.get("content", "") for delta in deltas) == "It is 5"
+
     def test_the_official_client(self, serve: Serve) -> None:
         client = serve().client()
         assert [model.id for model in client.models.list()] == ["scripted"]
@@ -189,13 +112,9 @@ class TestAnswers:
         assert served.post(messages=[{"role": "user", "content": parts}]).json()["arts"]["answer"] == "3"
 
 
-def _ways(**body: Any) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": "q"}], **body}
-
-
 def test_what_a_request_may_constrain() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
-    body = _ways(
+    body = ask(
         response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": schema}},
         logit_bias={"5": -100},
         frequency_penalty=0.5,
@@ -206,7 +125,7 @@ def test_what_a_request_may_constrain() -> None:
     assert json.loads(made.json_schema or "") == schema
     assert (made.logit_bias, made.frequency_penalty, made.presence_penalty) == ("5:-100", 0.5, -0.5)
     assert made.repetition_penalty == 1.1
-    loose = read("chat", _ways(response_format={"type": "json_object"}), "scripted", Settings(), Limits()).settings
+    loose = read("chat", ask(response_format={"type": "json_object"}), "scripted", Settings(), Limits()).settings
     assert json.loads(loose.json_schema or "") == {"type": "object"}
 
 
@@ -226,39 +145,37 @@ class TestBadInput:
             ({"messages": [{"role": "robot", "content": "q"}]}, "'robot'"),
             ({"messages": [{"role": "user", "content": None}]}, "content is text"),
             ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "images"),
-            (_ways(n=2), "n and best_of"),
-            (_ways(tools=[{"type": "function"}]), "tools cannot be called"),
-            (_ways(response_format={"type": "xml"}), "response_format is text, json_object"),
-            (_ways(response_format={"type": "json_schema", "json_schema": {}}), "with a schema"),
-            (_ways(grammar="/etc/passwd"), "not a file"),
-            (_ways(arts={"json_schema": "/etc/passwd"}), "not a file"),
-            (_ways(arts={"grammar": 5}), "grammar is '5'"),
-            (_ways(grammar="root ::= x"), "grammar is not one that can be followed"),
-            (_ways(logit_bias={"x": 1}), "logit_bias has 'x:1'"),
-            (_ways(repetition_penalty=0), "repetition_penalty is 0"),
-            (_ways(logprobs=True), "log-probabilities"),
-            (_ways(stream="yes"), "stream is true or false"),
-            (_ways(stop=[1]), "stop is a string"),
-            (_ways(temperature=-1), "temperature is -1"),
-            (_ways(temperature="hot"), "temperature is 'hot'"),
-            (_ways(max_tokens=-5), "max_gen_toks is -5"),
-            (_ways(arts=3), "arts is an object"),
-            (_ways(arts={"budget_trajectories": -1}), "budget_trajectories is -1"),
-            (_ways(arts={"budget_trajectories": 1e9}), "allows 256 at most"),
-            (_ways(arts={"budget_trajectories": None, "budget_tokens": 5}), "allows 256 at most"),
-            (_ways(arts={"budget_token": 3}), "did you mean 'budget_tokens'"),
-            (_ways(arts={"model": "/etc/passwd"}), "arts.model is the same for all"),
-            (_ways(arts={"trace": "/tmp/x"}), "arts.trace is the same for all"),
-            (_ways(arts={"strategy": "magic"}), "unknown strategy 'magic'"),
-            (_ways(messages=[{"role": "user", "content": "q" * 300}]), "300 tokens and the context 200"),
+            (ask(n=2), "n and best_of"),
+            (ask(tools=[{"type": "function"}]), "tools cannot be called"),
+            (ask(response_format={"type": "xml"}), "response_format is text, json_object"),
+            (ask(response_format={"type": "json_schema", "json_schema": {}}), "with a schema"),
+            (ask(grammar="/etc/passwd"), "not a file"),
+            (ask(arts={"json_schema": "/etc/passwd"}), "not a file"),
+            (ask(arts={"grammar": 5}), "grammar is text of its own"),
+            (ask(grammar="root ::= x"), "grammar is not one that can be followed"),
+            (ask(logit_bias={"x": 1}), "logit_bias has 'x:1'"),
+            (ask(repetition_penalty=0), "repetition_penalty is 0"),
+            (ask(logprobs=True), "log-probabilities"),
+            (ask(stream="yes"), "stream is true or false"),
+            (ask(stop=[1]), "stop is a string"),
+            (ask(temperature=-1), "temperature is -1"),
+            (ask(temperature="hot"), "temperature is 'hot'"),
+            (ask(max_tokens=-5), "max_gen_toks is -5"),
+            (ask(arts=3), "arts is an object"),
+            (ask(arts={"budget_trajectories": -1}), "budget_trajectories is -1"),
+            (ask(arts={"budget_trajectories": 1e9}), "allows 256 at most"),
+            (ask(arts={"budget_trajectories": None, "budget_tokens": 5}), "allows 256 at most"),
+            (ask(arts={"budget_token": 3}), "did you mean 'budget_tokens'"),
+            (ask(arts={"model": "/etc/passwd"}), "arts.model is the same for all"),
+            (ask(arts={"trace": "/tmp/x"}), "arts.trace is the same for all"),
+            (ask(arts={"strategy": "magic"}), "unknown strategy 'magic'"),
+            (ask(messages=[{"role": "user", "content": "q" * 300}]), "300 tokens and the context 200"),
         ],
     )
     def test_refused(self, body: Any, said: str, serve: Serve) -> None:
         served = serve()
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
         for more in ({}, {"stream": True}):
-            sent = json.dumps({**body, **more}).encode() if isinstance(body, dict) and "stream" not in body else data
-            response = httpx.post(f"{served.url}/v1/chat/completions", content=sent)
+            response = served.send({**body, **more} if isinstance(body, dict) and "stream" not in body else body)
             assert response.status_code == 400, response.text
             assert said in response.json()["error"]["message"]
         assert served.chat("one way").status_code == 200
@@ -271,16 +188,16 @@ class TestBadInput:
 
     def test_other_paths(self, serve: Serve) -> None:
         served = serve()
-        assert "error" in httpx.get(f"{served.url}/v1/nothing").json()
-        assert httpx.get(f"{served.url}/v1/chat/completions").status_code == 405
+        assert "error" in served.get("/v1/nothing").json()
+        assert served.get("/v1/chat/completions").status_code == 405
 
     def test_a_key(self, serve: Serve) -> None:
         served = serve(key="sk-right")
         assert served.chat("q").status_code == 401
         assert served.chat("q", headers={"authorization": "Bearer sk-wrong"}).status_code == 401
-        assert httpx.get(f"{served.url}/v1/models").status_code == 401
+        assert served.get("/v1/models").status_code == 401
         assert served.chat("one way", headers={"authorization": "Bearer sk-right"}).status_code == 200
-        assert httpx.get(f"{served.url}/health").status_code == 200
+        assert served.get("/health").status_code == 200
 
     def test_another_name(self, serve: Serve) -> None:
         """A page that has its own name resolve to this machine reaches nothing."""
@@ -320,29 +237,29 @@ class TestManyClients:
         served = serve(slow=0.002, max_gen_toks=150)
         ended: list[str] = []
 
-        def ask(name: str, question: str, **own: Any) -> None:
+        def post(name: str, question: str, **own: Any) -> None:
             assert served.chat(question, arts=own).status_code == 200
             ended.append(name)
 
         much = threading.Thread(
-            target=ask, args=("much", "for ever"), kwargs={"strategy": "best_of_n", "budget_trajectories": 64}
+            target=post, args=("much", "for ever"), kwargs={"strategy": "best_of_n", "budget_trajectories": 64}
         )
         much.start()
-        _until(lambda: served.backend.n_active == 8)
-        ask("little", "one way", budget_trajectories=1)
+        until(lambda: served.backend.n_active == 8)
+        post("little", "one way", budget_trajectories=1)
         much.join()
         assert ended == ["little", "much"]
 
     @pytest.mark.parametrize("stream", [False, True])
     def test_a_client_that_leaves(self, stream: bool, serve: Serve) -> None:
         served = serve(slow=0.01, max_gen_toks=190, budget_trajectories=64)
-        body = json.dumps({**_ways(messages=[{"role": "user", "content": "for ever"}]), "stream": stream}).encode()
+        body = json.dumps({**ask(messages=[{"role": "user", "content": "for ever"}]), "stream": stream}).encode()
         head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n".encode()
         with socket.create_connection(("127.0.0.1", int(served.url.rsplit(":", 1)[1]))) as client:
             client.sendall(head + body)
-            _until(lambda: served.backend.n_active > 0)
-        _until(lambda: served.backend.n_active == 0)
-        assert httpx.get(f"{served.url}/health").json()["waiting"] == 0
+            until(lambda: served.backend.n_active > 0)
+        until(lambda: served.backend.n_active == 0)
+        assert served.get("/health").json()["waiting"] == 0
         assert served.chat("one way").status_code == 200
 
     def test_an_engine_that_fails(self, serve: Serve) -> None:
@@ -381,6 +298,26 @@ def test_nothing_that_was_said_is_taken_back(strategy: str, plugins: Plugins) ->
         backend = ScriptedBackend(random_script(seed % 5, fan=1 + seed % 3), slots=4, jitter=0.4, order=seed)
         settings = Settings.of(
             strategy=strategy, budget_trajectories=3, budget_tokens=None if seed % 4 else 30, slots=4, seed=seed
+        )
+        with _told(plugins, Job(backend.encode("q"), settings), backend) as (pieces, text):
+            assert "".join(pieces) == text()
+
+
+@pytest.mark.parametrize("strategy", ["arts", "adaptive", "mcts", "self_consistency"])
+def test_results_that_wait_for_their_turn_may_still_be_chosen(strategy: str, plugins: Plugins) -> None:
+    """Proposals that have come before their turn have neither a state nor a flight, and their parents grow nevertheless."""
+    shapes = [(seed, *shape) for seed in range(25, 75) for shape in ((2, 4, 2, 6), (3, 2, 2, 3), (2, 3, 1, 5))]
+    for seed, fan, slots, width, trajectories in shapes:
+        script = random_script(seed % 40, fan=fan, depth=2 + seed % 4)
+        backend = ScriptedBackend(script, slots=slots, jitter=0.5, order=seed)
+        settings = Settings.of(
+            strategy=strategy,
+            budget_trajectories=trajectories,
+            budget_tokens=None if seed % 3 else 40,
+            slots=slots,
+            width=width,
+            seed=seed,
+            select=["random", "logprob", "majority", "flow"][seed % 4],
         )
         with _told(plugins, Job(backend.encode("q"), settings), backend) as (pieces, text):
             assert "".join(pieces) == text()

@@ -11,7 +11,7 @@ from arts_plugin.plugins import Plugins
 from arts_plugin.prompts import answer_of
 from arts_plugin.search.driver import SearchDriver
 from arts_plugin.search.job import Job
-from arts_plugin.serve.protocol import Parting, parted
+from arts_plugin.serve.thinking import Parting, parted
 from arts_plugin.settings import Settings
 from arts_plugin.tree import ReasoningTree
 
@@ -57,24 +57,51 @@ def test_without_the_word_nothing_is_cut(plugins: Plugins) -> None:
         (f"{END}c", "", "c"),
         ("a b c", "a b c", ""),
         (f"a{END}", "a", ""),
+        ("a </thin", "a </thin", ""),
+        (f"a < b </t {END}c <", "a < b </t ", "c <"),
+        (f"<<//</think{END}>", "<<//</think", ">"),
+        (f"<think>\na{END}\nb", "a", "b"),
+        (f" \n<think>a <think> b{END}<think>b", "a <think> b", "<think>b"),
+        (f"<think>\n\n{END}\n\nb", "", "b"),
+        (f"\n <thin a{END}b", "\n <thin a", "b"),
+        ("<think", "<think", ""),
+        ("<think>", "", ""),
+        ("  ", "  ", ""),
+        (f"a{END}b{END} c", "a", f"b{END} c"),
     ],
 )
 def test_parts(text: str, thinking: str, answer: str) -> None:
     assert parted(text, END) == (thinking, answer)
     assert parted(text, None) == ("", text)
-    # A stream has the same parts, wherever its pieces end, as long as none ends inside the word itself.
-    for cut in range(len(text) + 1):
-        if END in text and text.index(END) < cut < text.index(END) + len(END):
-            continue
-        parting = Parting(END)
-        parts = [part for piece in (text[:cut], text[cut:]) for part in parting.feed(piece)]
-        assert "".join(part for part, thought in parts if thought) == thinking
-        assert "".join(part for part, thought in parts if not thought) == answer
-    whole = Parting(None)
-    assert list(whole.feed("  x")) == [("  x", False)]
+    # A stream has the same parts, wherever its pieces end.
+    for first in range(len(text) + 1):
+        for second in range(first, len(text) + 1):
+            assert _fed(text[:first], text[first:second], text[second:]) == (thinking, answer)
+    assert _fed(*text) == (thinking, answer)
+    if END in text:
+        assert answer_of(text, END) == answer
 
 
-def test_the_last_end_counts_for_answers() -> None:
-    assert answer_of(f"a{END}b{END} c", END) == "c"
+def _fed(*pieces: str) -> tuple[str, str]:
+    parting = Parting(END)
+    parts = [part for piece in pieces for part in parting.feed(piece)] + list(parting.rest())
+    assert all(part for part, _ in parts)
+    return "".join(part for part, thought in parts if thought), "".join(part for part, thought in parts if not thought)
+
+
+def test_thinking_is_said_as_soon_as_it_cannot_be_the_end() -> None:
+    parting = Parting("[/THINK]")
+    assert list(parting.feed("[TH")) == []
+    assert list(parting.feed("INK] so")) == [("so", True)]
+    assert list(parting.feed(" a [/TH")) == [(" a ", True)]
+    assert list(parting.feed("IS]")) == [("[/THIS]", True)]
+    assert list(parting.feed("[/THINK]\nb")) == [("b", False)]
+    assert list(Parting(None).feed("  x")) == [("  x", False)]
+    bare = Parting("END")  # without a slash nothing opens it
+    assert [*bare.feed(" END"), *bare.feed(" x")] == [(" ", True), ("x", False)]
+
+
+def test_the_first_end_counts_for_answers() -> None:
+    assert answer_of(f"a{END}b{END} c", END) == f"b{END} c"
     assert answer_of("a", END) == "a"
     assert answer_of(f"a{END}b", None) == f"a{END}b"
