@@ -36,7 +36,8 @@ class Chats:
         # A task's gen_prefix: templates would end the assistant's turn after it, and it is to be continued.
         begun, said = self._backend.encode_chat(messages[:-1]), messages[-1]["content"]
         bos = len(self._backend.encode("").token_ids)
-        return Prompt(begun.text + said, (*begun.token_ids, *self._backend.encode(said).token_ids[bos:]))
+        token_ids = (*begun.token_ids, *self._backend.encode(said).token_ids[bos:])
+        return Prompt(begun.text + said, token_ids, begun.user)
 
     def behind(self, context: str) -> ChatPrompt | None:
         """The chat behind a context, also where the host made a plain string of it."""
