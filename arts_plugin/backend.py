@@ -113,6 +113,7 @@ class StepResult:
         decoded, refilled: proposer tokens generated, and computed again, for this step.
         cut_chars, cut_tokens: see `arts_plugin.tree.Node`.
         error: what was wrong, when `stop` is "error".
+        end_token: the token that ended the generation, when `stop` is "eos"; None where it is not told.
     """
 
     state: State
@@ -127,6 +128,7 @@ class StepResult:
     cut_chars: int = 0
     cut_tokens: int = 0
     error: str | None = None
+    end_token: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,8 @@ class Node:
         answer: the answer that `extract` found in the trajectory that ends here, if it is one.
         feature: the proposer's hidden state at the last kept token, float32 [n_embd], where the search was asked to
             keep it. It is no part of the JSON: see `arts_plugin.features`.
+        end_token: the end-of-generation token that was drawn after `token_ids`, where the backend tells; no part of the
+            JSON either.
     """
 
     id: int
@@ -78,6 +80,7 @@ class Node:
     answer: str | None = None
     children: list[int] = field(default_factory=list)
     feature: npt.NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
+    end_token: int | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(slots=True)
@@ -242,7 +245,7 @@ class ReasoningTree:
         record = {"version": FORMAT_VERSION, **_plain(asdict(self))}
         # Children follow from parents; ASCII keeps lone surrogates and line separators intact on any file system.
         for node in record["nodes"]:
-            del node["children"], node["feature"]
+            del node["children"], node["feature"], node["end_token"]
         return json.dumps(record, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
     @classmethod

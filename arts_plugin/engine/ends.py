@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,7 +53,7 @@ def take(engine: BranchEngine, state: BranchState, drawn: Draw) -> StepResult | 
     run.decoded += 1
     engine.stats.decoded_tokens += 1
     if token in engine.vocabulary.eog:
-        return _finish(engine, state, "eos")
+        return replace(_finish(engine, state, "eos"), end_token=token)
     run.pending = token
     run.tokens.append(token)
     run.step.append(token)

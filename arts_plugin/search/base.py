@@ -37,6 +37,7 @@ class Proposal:
     answer: str | None = None
     scores: dict[str, float] = field(default_factory=dict)
     feature: FloatArray | None = None
+    end_token: int | None = None
     state: object = None
 
 
@@ -143,6 +144,7 @@ class TreeStrategy:
             cut_tokens=proposal.cut_tokens,
             answer=proposal.answer,
             feature=proposal.feature,
+            end_token=proposal.end_token,
         )
         return self._count(Taken(proposal, node))
 

@@ -238,6 +238,7 @@ class Search:
                     answer=self._answer(result, flight),
                     scores={self.verifier.name: score},
                     feature=result.feature if self.job.settings.features else None,
+                    end_token=result.end_token,
                     state=flight,
                 )
             )

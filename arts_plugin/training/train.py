@@ -176,6 +176,7 @@ def _fit(
     place: Path,
     say: Say,
 ) -> tuple[TrainedVerifier, list[Curve]]:
+    (place / checkpoint.CARD_FILE).unlink(missing_ok=True)  # it would speak for other weights if this one were killed
     head, curves = fit(training, held_out, loss, settings)
     for number, curve in enumerate(curves, 1):
         train_loss, held_loss, auc = curve.rows[curve.best]

@@ -59,7 +59,9 @@ class HfBackend(BranchEngine):
         self.lora = None if settings.lora is None else Path(settings.lora).expanduser()
         name = self.source.stem if self.source.suffix == ".gguf" else self.source.name
         ends = generation_config or getattr(self.network, "generation_config", None)
-        self.model = HfVocabulary(loaded.tokenizer, self.network.config, ends, name, settings.enable_thinking)
+        self.model = HfVocabulary(
+            loaded.tokenizer, self.network.config, ends, name, settings.enable_thinking, generation_config is not None
+        )
         runtime = HfRuntime(self.network, self.model, settings, features)
         super().__init__(runtime, runtime.slots)
 

@@ -85,7 +85,8 @@ def arts_generate(
     prompts = [row[kept.bool()].tolist() for row, kept in zip(rows, mask, strict=True)]
     settings = _settings(config, arts or {}, max(map(len, prompts)), input_ids.shape[1], len(prompts))
     tokenizer = arts_tokenizer if arts_tokenizer is not None else _tokenizer_of(model)
-    before, training = model.config._attn_implementation, model.training
+    before = model.config._attn_implementation
+    training = [module for module in model.modules() if module.training]
     try:
         backend: Any = HfBackend.of(
             model.eval(), tokenizer, settings, features=settings.verifier != "none", generation_config=config
@@ -94,12 +95,14 @@ def arts_generate(
             found = [_prompt(tokenizer, ids) for ids in prompts]
             if arts_questions is not None:
                 found = [replace(p, user=user) for p, user in zip(found, arts_questions, strict=True)]
-            trees = _search(Arts(settings, engine=backend), found, arts_stop)
+            with Arts(settings, engine=backend) as searcher:
+                trees = _search(searcher, found, arts_stop)
         finally:
             backend.close()
     finally:
         model.set_attn_implementation(before)
-        model.train(training)
+        for module in training:
+            module.training = True
     sequences = _sequences(trees, input_ids, copies, config)
     if not config.return_dict_in_generate:
         return sequences
@@ -165,9 +168,7 @@ def _search(searcher: Arts, prompts: Sequence[Prompt], stops: Sequence[str]) -> 
 def _sequences(trees: Sequence[ReasoningTree], input_ids: torch.Tensor, copies: int, config: Any) -> torch.Tensor:
     pad = config.pad_token_id if config.pad_token_id is not None else (config.eos_token_id or 0)
     pad = pad[0] if isinstance(pad, (list, tuple)) else int(pad)
-    end = config.eos_token_id
-    end = end[0] if isinstance(end, (list, tuple)) else end
-    found = [ids for tree in trees for ids in _trajectories(tree, copies, end)]
+    found = [ids for tree in trees for ids in _trajectories(tree, copies)]
     longest = max(map(len, found), default=0)
     tail = torch.full((len(found), longest), pad, dtype=input_ids.dtype)
     for row, ids in zip(tail, found, strict=True):
@@ -175,8 +176,9 @@ def _sequences(trees: Sequence[ReasoningTree], input_ids: torch.Tensor, copies: 
     return torch.cat([input_ids, tail.to(input_ids.device)], dim=1)
 
 
-def _trajectories(tree: ReasoningTree, count: int, end: int | None) -> list[list[int]]:
-    """Token ids of the chosen trajectory and then of the others, the last one repeated where there are too few."""
+def _trajectories(tree: ReasoningTree, count: int) -> list[list[int]]:
+    """Token ids of the chosen trajectory and then of the others, the last one repeated where there are too few; each with
+    the token that ended it, as `generate` has it."""
     if tree.error or tree.chosen is None:
         raise SettingsError(f"a row could not be searched: {tree.error or 'it has no trajectory'}")
     others = [t for t in tree.trajectories() for _ in range(t.count)]
@@ -185,4 +187,5 @@ def _trajectories(tree: ReasoningTree, count: int, end: int | None) -> list[list
     rest += [chosen] * (sum(1 for t in others if t.leaf == tree.chosen) - 1)
     ordered = [chosen, *rest][:count]
     ordered += [ordered[-1]] * (count - len(ordered))
-    return [[*t.token_ids, *([end] if t.stop == "eos" and end is not None else [])] for t in ordered]
+    ends = [tree.nodes[t.leaf].end_token for t in ordered]
+    return [[*t.token_ids, *([] if end is None else [end])] for t, end in zip(ordered, ends, strict=True)]

@@ -40,7 +40,8 @@ class Layout:
         name: of the scorer.
         model: the published model, used unless `verifier_model` names another.
         prompt: text before the first step; `{question}` is the question, `{bos}` the tokeniser's BOS, if it has one.
-        step: a step; `{step}` is its text without white space around it. Judged at its last token.
+        step: a step; `{step}` is its text without white space around it. Judged at its last token, or at its tag's.
+        tag: what stands behind each step as tokens of its own, not merged with the step's last.
         between: what follows a step before the next one.
         before: what stands before the first step.
         readout: how a hidden state becomes a probability.
@@ -57,6 +58,7 @@ class Layout:
     aggregate: PathAggregate
     source: str
     before: str = ""
+    tag: str = ""
 
 
 _LLAMA_USER = "<|start_header_id|>user<|end_header_id|>\n\n"
@@ -80,11 +82,12 @@ LAYOUTS = (
         name="skywork_prm",
         model="Skywork/Skywork-o1-Open-PRM-Qwen-2.5-1.5B",
         prompt="{bos}{question}\n",
-        step="{step}\n",
+        step="{step}",
+        tag="\n",
         between="",
         readout=LinearHead(("v_head.summary",), classes=1),
         aggregate="mean",
-        source="model card of Skywork-o1-Open-PRM",
+        source="model card of Skywork-o1-Open-PRM; prepare_input of its inference code, which appends the line break's token",
     ),
     Layout(
         name="rlhflow_prm",

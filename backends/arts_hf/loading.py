@@ -56,9 +56,12 @@ def load(settings: Settings, *, with_head: bool = True) -> Loaded:
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=settings.trust_remote_code)
         kind = transformers.AutoModelForCausalLM if with_head else transformers.AutoModel
-        model = kind.from_pretrained(folder, **options)
+        model, told = kind.from_pretrained(folder, output_loading_info=True, **options)
+        _complete(told["missing_keys"], source)
         if "device_map" not in options:
             model = model.to(device)
+    except ModelError:
+        raise
     except torch.OutOfMemoryError as error:
         raise ModelError(f"{source} does not fit into the memory of {device} as {dtype}: {error}") from error
     except Exception as error:
@@ -68,6 +71,22 @@ def load(settings: Settings, *, with_head: bool = True) -> Loaded:
 
         model = backbone.adapted(model, Path(settings.lora).expanduser())
     return Loaded(model.eval(), tokenizer, source)
+
+
+def _complete(missing: Any, source: Path) -> None:
+    """transformers gives weights that a checkpoint lacks random numbers, and only warns.
+
+    Raises:
+        ModelError: there are such weights.
+    """
+    names = sorted(missing)
+    if not names:
+        return
+    head = [name for name in names if "lm_head" in name or "embed_out" in name]
+    what = (
+        "it has no language-model head to propose tokens with" if head == names else "is it a checkpoint of this model?"
+    )
+    raise ModelError(f"{source} lacks {len(names)} of the model's weights, {names[0]} first: {what}")
 
 
 def digest(source: Path) -> str:

@@ -10,6 +10,7 @@ states are not saved, since reading them back means unpickling.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from arts_hf import backbone, loading
 from arts_hf.packed import NAME as PACKED
 from arts_hf.vocabulary import HfVocabulary
-from arts_plugin.checkpoint import HEAD_FILE, Backbone, Card
+from arts_plugin.checkpoint import CARD_FILE, HEAD_FILE, Backbone, Card
 from arts_plugin.errors import ArtsError
 from arts_plugin.settings import Settings
 from arts_plugin.training.dataset import LabelledTree
@@ -191,11 +192,12 @@ def train(
 
     Raises:
         ModelError: the backbone cannot be loaded.
-        ArtsError: no tree is short enough, or `batch_problems` cannot be shared by the processes.
+        ArtsError: no tree is short enough, `batch_problems` cannot be shared by the processes, the device is one that
+            the Trainer does not train on, or no epoch made sense.
     """
     folder = Path(out)
     torch.manual_seed(settings.seed)
-    loaded = loading.load(Settings.of(model=settings.backbone, dtype=settings.dtype, device=settings.device))
+    loaded = loading.load(Settings.of(model=settings.backbone, dtype=settings.dtype, device=_device(settings)))
     loaded.model.set_attn_implementation(PACKED)
     vocabulary = HfVocabulary(loaded.tokenizer, loaded.model.config, loaded.model.generation_config, loaded.source.stem)
     fit_on = prepare(training, vocabulary, settings, rewards, say)
@@ -218,6 +220,9 @@ def train(
         training={**card.training, **asdict(settings)},
     )
 
+    # The card of an earlier training would speak for the weights of this one, if it were killed half-way.
+    (folder / CARD_FILE).unlink(missing_ok=True)
+
     def save() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         body.save_pretrained(folder / backbone.ADAPTER)
@@ -227,10 +232,29 @@ def train(
     trainer = _trainer(model, fit_on, settings, folder, keep)
     trainer.train()
     if trainer.is_world_process_zero():
+        if keep.best == -np.inf:
+            raise ArtsError("training diverged: no epoch has a held-out loss that is a number; lower the learning rate")
         made.save(folder)  # last: a folder with a card is whole
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
     return made
+
+
+def _device(settings: LoraSettings) -> str | None:
+    """Where this process loads the backbone: on the GPU that the Trainer will put it on.
+
+    Raises:
+        ArtsError: it would put it on another.
+    """
+    if settings.device == "auto" or (settings.device or "").startswith("cuda:"):
+        raise ArtsError(
+            f"lora device is {settings.device!r}: a backbone is trained on one GPU a process; choose it by "
+            "CUDA_VISIBLE_DEVICES, or several by torchrun"
+        )
+    rank = os.environ.get("LOCAL_RANK")
+    if rank is not None and settings.device != "cpu" and torch.cuda.is_available():
+        return f"cuda:{rank}"
+    return settings.device
 
 
 def _trainer(model: FlowModel, items: list[Item], settings: LoraSettings, folder: Path, keep: _KeepBest) -> FlowTrainer:

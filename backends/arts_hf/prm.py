@@ -75,7 +75,8 @@ class PrmVerifier(BackboneVerifier):
         step = state.step_text.strip()
         if not step:
             return []
-        return self._fill((self.layout.before if first else self.layout.between) + self.layout.step, True, step=step)
+        filled = self._fill((self.layout.before if first else self.layout.between) + self.layout.step, True, step=step)
+        return [*filled, *self.vocabulary.tokenize(self.layout.tag)[-1:]]
 
     def outputs(self, rows: FloatArray) -> npt.NDArray[np.float64]:
         """What the body has read; the prompt by itself is neither good nor bad."""
@@ -162,7 +163,11 @@ def _linear(readout: LinearHead, loaded: loading.Loaded, name: str) -> Read:
 
     def read(hidden: torch.Tensor) -> torch.Tensor:
         for number, (weight, bias) in enumerate(weights):
-            hidden = torch.nn.functional.linear(hidden if number == 0 else torch.relu(hidden), weight, bias)
+            # The last layers of a model that is spread over devices lie on another than its first.
+            here = None if bias is None else bias.to(hidden.device)
+            hidden = torch.nn.functional.linear(
+                hidden if number == 0 else torch.relu(hidden), weight.to(hidden.device), here
+            )
         if readout.classes == 1:
             return torch.nn.functional.logsigmoid(hidden[:, 0].float())
         return torch.log_softmax(hidden.float(), 1)[:, 1]
@@ -178,6 +183,6 @@ def _pair(readout: TokenPair, model: Any, vocabulary: HfVocabulary) -> Read:
     weight = head.weight[ids]
 
     def read(hidden: torch.Tensor) -> torch.Tensor:
-        return torch.log_softmax((hidden @ weight.T).float(), 1)[:, 0]
+        return torch.log_softmax((hidden @ weight.to(hidden.device).T).float(), 1)[:, 0]
 
     return read

@@ -46,15 +46,31 @@ def _longest(config: Any) -> int:
     return int(min(longest, first or longest))
 
 
+def _ids(value: Any) -> list[int]:
+    """Token ids, however a config spells them: one, several, none."""
+    found = value.tolist() if hasattr(value, "tolist") else value
+    return [token for token in (found if isinstance(found, (list, tuple)) else [found]) if isinstance(token, int)]
+
+
 class HfVocabulary:
     """Vocabulary and sizes of a loaded model.
+
+    Args:
+        ends_only_there: whether `generation_config` alone says what ends a generation; otherwise it is whatever the model, its
+            tokeniser or the names of its tokens say.
 
     Raises:
         ModelError: the tokeniser is not a fast one.
     """
 
     def __init__(
-        self, tokenizer: Any, config: Any, generation_config: Any, name: str, enable_thinking: bool | None = None
+        self,
+        tokenizer: Any,
+        config: Any,
+        generation_config: Any,
+        name: str,
+        enable_thinking: bool | None = None,
+        ends_only_there: bool = False,
     ) -> None:
         self.tokenizer, self.name = tokenizer, name
         self._chat_options = chat.options(enable_thinking)
@@ -67,21 +83,15 @@ class HfVocabulary:
         self.chat_template: str | None = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
         self.bos: int | None = tokenizer.bos_token_id
         self._added = dict(tokenizer.added_tokens_decoder)
-        self.eog = self._ends(config, generation_config)
+        told = getattr(generation_config, "eos_token_id", None)
+        self.eog = frozenset(_ids(told)) if ends_only_there else self._ends(config, told)
         self.eos: int = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else -1
         self._pieces: dict[int, bytes] = {}
 
-    def _ends(self, config: Any, generation_config: Any) -> frozenset[int]:
-        ends: set[int | None] = set()
-        for value in (
-            config.eos_token_id,
-            getattr(generation_config, "eos_token_id", None),
-            self.tokenizer.eos_token_id,
-        ):
-            ends |= set(value) if isinstance(value, (list, tuple)) else {value}
+    def _ends(self, config: Any, told: Any) -> frozenset[int]:
         vocabulary = self.tokenizer.get_vocab()
-        ends |= {vocabulary.get(text) for text in _ENDS}
-        return frozenset(end for end in ends if isinstance(end, int))
+        named = [vocabulary[text] for text in _ENDS if text in vocabulary]
+        return frozenset([*_ids(config.eos_token_id), *_ids(told), *_ids(self.tokenizer.eos_token_id), *named])
 
     @cached_property
     def adds_bos(self) -> bool:

@@ -96,6 +96,53 @@ def test_what_ends_a_trajectory(loaded: Any, inputs: Any) -> None:
     assert free[0].startswith(ended.text) and word not in ended.text
 
 
+@pytest.mark.parametrize("which", ["several", "another", "none"])
+def test_the_calls_own_ends(loaded: Any, inputs: Any, which: str) -> None:
+    """`eos_token_id` of the call is all that ends a sequence, and the one that was drawn stands at its end."""
+    options = {**{name: tensor[:1] for name, tensor in inputs.items()}, "max_new_tokens": 30, "do_sample": False}
+    width = inputs["input_ids"].shape[1]
+    free = loaded.model.generate(**options, eos_token_id=None)[0, width:].tolist()
+    assert len(free) == 30  # the model's own end does not end it
+    never = next(token for token in range(100, 1000) if token not in free)
+    ends = {"several": [never, free[5]], "another": [never], "none": None}[which]
+    own = loaded.model.generate(**options, eos_token_id=ends, pad_token_id=0)
+    ours = loaded.model.generate(
+        **options, eos_token_id=ends, pad_token_id=0, custom_generate=arts_generate, arts_tokenizer=loaded.tokenizer,
+        arts={"strategy": "greedy", "verifier": "none"},
+    )  # fmt: skip
+    assert ours.tolist() == own.tolist()
+    assert (ours.shape[1] < width + 30) == (which == "several")
+
+
+def test_verifiers_are_closed_and_modules_left_as_they_were(loaded: Any, inputs: Any) -> None:
+    closed = []
+
+    class Closing(LogprobScorer):
+        def close(self) -> None:
+            closed.append(self)
+
+    class Plugin:
+        @hookimpl
+        def arts_register_verifiers(self, register: Any) -> None:
+            register("closing", lambda settings: Closing())
+
+    plugin = Plugin()
+    plugins().register(plugin)
+    some = loaded.model.get_input_embeddings()
+    loaded.model.train()
+    some.eval()
+    try:
+        loaded.model.generate(
+            **inputs, max_new_tokens=4, custom_generate=arts_generate, arts_tokenizer=loaded.tokenizer,
+            arts={**ARTS, "verifier": "closing"},
+        )  # fmt: skip
+        assert loaded.model.training and not some.training
+    finally:
+        plugins().unregister(plugin)
+        loaded.model.eval()
+    assert len(closed) == 1
+
+
 def test_questions_for_scorers_with_a_prompt_of_their_own(loaded: Any, inputs: Any) -> None:
     """The verifier sees the bare question of each row."""
     seen = []

@@ -222,7 +222,8 @@ def test_what_cannot_be_recorded_runs_as_before(what: str, caplog: pytest.LogCap
         for _ in range(12):
             branches.step()
     branches.check()
-    assert made.graphs is not None and made.graphs.replays == 0 and record.tried == 1 and record.released
+    assert made.graphs is not None and made.graphs.replays == 0 and record.released
+    assert record.tried <= 2  # what is seen at the second use alone may have been recorded in two shapes by then
     (said,) = caplog.records
     assert "decoding goes on without CUDA graphs" in said.getMessage()
     assert ("not permitted" in said.getMessage()) == (what == "it cannot be recorded")

@@ -40,6 +40,29 @@ def shallow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_weights_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
+    """transformers fills them with random numbers and only warns."""
+    config = transformers.LlamaConfig(**COMMON, tie_word_embeddings=False)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(loading.converted(Path(smollm2()), torch.float32))
+    for name in ("headless", "foreign"):
+        tokenizer.save_pretrained(tmp_path / name)
+    model.model.save_pretrained(tmp_path / "headless")
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(tmp_path / "headless")
+    with pytest.raises(
+        ModelError, match=r"lacks 1 of the model's weights, lm_head.weight first: it has no language-model"
+    ):
+        HfBackend(Settings.of(model=str(tmp_path / "headless"), device="cpu"))
+    from safetensors.torch import save_file
+
+    foreign = {f"other.{name}": tensor.clone() for name, tensor in model.state_dict().items()}
+    save_file(foreign, tmp_path / "foreign" / "model.safetensors", {"format": "pt"})
+    config.save_pretrained(tmp_path / "foreign")
+    with pytest.raises(ModelError, match=r"lacks \d+ of the model's weights, .*is it a checkpoint of this model"):
+        HfBackend(Settings.of(model=str(tmp_path / "foreign"), device="cpu"))
+
+
 @pytest.mark.parametrize("kind", ["8bit", "4bit"])
 def test_quantised_while_loading(kind: str, shallow: Path) -> None:
     """The model takes less memory, says so, has a digest of its own, and is searched like any other."""

@@ -107,7 +107,7 @@ def by_hand(name: str, folder: Path, tokenizer: Any, steps: list[str]) -> list[f
     elif name == "skywork_prm":
         ids += [tokenizer.bos_token_id, *plain(QUESTION + "\n")]
         for step in steps:
-            ids += plain(step + "\n")
+            ids += [*plain(step), plain("\n")[-1]]  # as the reference appends it: never merged with a full stop
             ends.append(len(ids) - 1)
     elif name == "rlhflow_prm":
         head = "<|start_header_id|>{}<|end_header_id|>"
