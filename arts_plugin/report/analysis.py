@@ -54,8 +54,8 @@ def analyse(run: Run, others: Sequence[Run] = (), against: Run | None = None) ->
         "independent": run.independent,
         "chosen": _plain(boot.mean(_chosen(questions))),
         "cost": {
-            "tokens": float(np.mean([q.decoded for q in questions])),
-            "seconds": run.seconds,
+            "tokens": float(np.mean([q.decoded for q in questions])) if run.costed else None,
+            "seconds": run.seconds if run.costed else None,
         },
     }
     figures = _pool_figures if run.independent else _tree_figures
@@ -161,8 +161,8 @@ def _pool_curves(comparison: Comparison, boot: Bootstrap, run: Run) -> list[Plai
             "shown": selector in shown,
             "k": list(comparison.ks),
             "accuracy": [_plain(boot.mean(comparison.values[selector][k])) for k in comparison.ks],
-            "tokens": [k * tokens for k in comparison.ks],
-            "seconds": [k * seconds for k in comparison.ks],
+            "tokens": [k * tokens for k in comparison.ks] if run.costed else None,
+            "seconds": [k * seconds for k in comparison.ks] if run.costed else None,
         }
         for selector, label in table.labels(comparison)
     ]

@@ -55,8 +55,10 @@ def points(
                 {
                     "label": label,
                     "accuracy": [estimate.mean, estimate.low, estimate.high],
-                    "tokens": float(np.mean([q.decoded * s for q, s in zip(theirs, share, strict=True)])),
-                    "seconds": other.seconds * float(np.mean(share)),
+                    "tokens": float(np.mean([q.decoded * s for q, s in zip(theirs, share, strict=True)]))
+                    if other.costed
+                    else None,
+                    "seconds": other.seconds * float(np.mean(share)) if other.costed else None,
                     "questions": len(theirs),
                 }
             )

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ class Question:
         asked: digest of its prompt's text.
         answers: what trajectories vote for [n], as the task sees it where it was asked, else as the search did.
         correct: bool [n].
-        scores: scorer -> score of each [n]; `logprob` (mean token log-probability) is always there.
+        scores: scorer -> score of each [n]; `logprob` (mean token log-probability) is there, unless a log knows none.
         counts: how often each was drawn [n], where equal proposals were merged.
         spent: tokens that the search had generated when it was finished [n]; its own, in a pool.
         chosen_right: 1 if what the search chose is right, 0 if it is not, or is unfinished, or is nothing.
@@ -101,6 +101,7 @@ class Run:
         seconds: a question: the whole run's wall-clock time over its questions, where it was kept (`arts bench`), else the
             mean from a question's admission to its end, others beside it.
         left_out: why questions were left out, a line each.
+        costed: whether it is known what they cost.
     """
 
     path: Path
@@ -112,6 +113,7 @@ class Run:
     seconds: float
     questions: list[Question]
     left_out: list[str]
+    costed: bool = True
 
     @property
     def name(self) -> str:
@@ -234,16 +236,20 @@ def _question(name: str, task: str, tree: ReasoningTree, graded: Graded, seed: i
     scores = _scores(name, tree, leaves, [trajectory.mean_logprob for trajectory in found])
     flows = scores.get(tree.scorer) if tree.scorer != "logprob" else None
     nodes = [tree.nodes[leaf] for leaf in leaves]
-    searched = [
-        Scored(
-            correct=graded.correct[node.id],
-            answer=node.answer,
-            log_flow=None if flows is None else float(flows[i]),
-            mean_logprob=found[i].mean_logprob,
-            count=node.count,
+    searched = (
+        ()
+        if independent
+        else tuple(
+            Scored(
+                correct=graded.correct[node.id],
+                answer=node.answer,
+                log_flow=None if flows is None else float(flows[i]),
+                mean_logprob=found[i].mean_logprob,
+                count=node.count,
+            )
+            for i, node in enumerate(nodes)
         )
-        for i, node in enumerate(nodes)
-    ]
+    )
     if graded.votes is not None:
         tree = voting(tree, graded.votes)
     tokens = [len(trajectory.token_ids) for trajectory in found]
@@ -265,7 +271,7 @@ def _question(name: str, task: str, tree: ReasoningTree, graded: Graded, seed: i
             rule: _right(graded, select(tree, rule, seed=seed))
             for rule in rules(tree.scorer not in {"", "logprob"})
         },
-        searched=() if independent else tuple(searched),
+        searched=searched,
         # The forks of Sparse Deep Fork are no part of its pool.
         decoded=sum(tokens) if tree.strategy == "sdf" else tree.cost.decoded_tokens + tree.cost.refilled_tokens,
         judged=tree.cost.verifier_tokens,
@@ -297,12 +303,20 @@ def _scores(name: str, tree: ReasoningTree, leaves: Sequence[int], likely: Seque
     if tree.scorer not in {"", "logprob"} and tree.scorer not in scores and flows:
         scores[tree.scorer] = np.array([math.nan if n.log_flow is None else n.log_flow for n in nodes])
     scores["logprob"] = np.array(likely, dtype=np.float64)
+    if odd := odd_score(scores, leaves):
+        raise ArtsError(f"question {name}: {odd}")
+    return scores
+
+
+def odd_score(scores: Mapping[str, Array], names: Sequence[int] | None = None) -> str:
+    """Which score is the first that is not finite; empty if all are. `names` are those of the trajectories [n]."""
     for key, values in scores.items():
         odd = np.flatnonzero(~np.isfinite(values))
         if len(odd):
-            value = str(values[odd[0]]).replace("nan", "NaN")
-            raise ArtsError(f"question {name}: {key} of trajectory {leaves[int(odd[0])]} is {value}")
-    return scores
+            place = int(odd[0])
+            value = str(values[place]).replace("nan", "NaN")
+            return f"{key} of trajectory {place if names is None else names[place]} is {value}"
+    return ""
 
 
 def even(run: Run) -> tuple[list[Question], list[str]]:

@@ -53,8 +53,10 @@ def draw(report: Plain, folder: Path) -> list[tuple[str, str]]:
 def _pictures(report: Plain) -> Iterator[tuple[str, str, tuple[float, float], Any]]:
     what = "k-subsets of its traces" if report["independent"] else "its first k finished trajectories"
     yield "accuracy", f"Accuracy against k: {what}.", (7.5, 4.6), lambda f: _accuracy(f, report)
-    yield "cost", _COST, (10, 4.4), lambda f: _cost(f, report)
-    yield "calibration", _CALIBRATION, (7.5, 4.2), lambda f: _calibration(f, report)
+    if report["cost"]["tokens"] is not None:
+        yield "cost", _COST, (10, 4.4), lambda f: _cost(f, report)
+    if _calibrated(report):
+        yield "calibration", _CALIBRATION, (7.5, 4.2), lambda f: _calibration(f, report)
     for kind in ("level", "subject"):
         if rows := report["groups"][kind]:
             height = 1.2 + 0.42 * len(rows)
@@ -107,6 +109,8 @@ def _cost(figure: Any, report: Plain) -> None:
         for i, curve in enumerate(_shown(report)):
             _line(axes, curve[unit], curve["accuracy"], i, curve["label"])
         for i, point in enumerate(report["points"]):
+            if point[unit] is None:
+                continue
             mean, low, high = (100 * v for v in point["accuracy"])
             colour = _COLOURS[(len(_shown(report)) + i) % len(_COLOURS)]
             axes.errorbar(point[unit], mean, [[mean - low], [high - mean]], fmt="o", color=colour, capsize=3, ms=7)
@@ -122,14 +126,15 @@ def _cost(figure: Any, report: Plain) -> None:
             axes.legend(fontsize=7.5, frameon=False)
 
 
-def _calibration(figure: Any, report: Plain) -> None:
+def _calibrated(report: Plain) -> list[str]:
     found = report["calibration"]
-    shown = list(
-        dict.fromkeys(name for name in (report["run"]["scorer"], "logprob") if name in found and found[name]["bins"])
-    )
-    if not shown:
-        figure.subplots().set(title="nothing was finished")
-        return
+    return [
+        name for name in dict.fromkeys((report["run"]["scorer"], "logprob")) if name in found and found[name]["bins"]
+    ]
+
+
+def _calibration(figure: Any, report: Plain) -> None:
+    found, shown = report["calibration"], _calibrated(report)
     for axes, name in zip(figure.subplots(1, len(shown), sharey=True, squeeze=False)[0], shown, strict=True):
         bins = found[name]["bins"]
         x = [b["score"] for b in bins]

@@ -17,8 +17,8 @@ from typing import Any
 from arts_plugin import __version__
 from arts_plugin.evaluation.pool import EXACT, SUBSETS
 from arts_plugin.report.analysis import analyse
-from arts_plugin.report.data import read_run
 from arts_plugin.report.figures import draw, their_traces
+from arts_plugin.report.samples import read_any
 
 Plain = dict[str, Any]
 
@@ -30,7 +30,8 @@ def write_report(
     out: str | Path | None = None,
     task: str | None = None,
 ) -> tuple[Path, Plain]:
-    """Make a run's report in `out` (default: RUN/report); the page's path and the report's numbers.
+    """Make a run's report in `out` (default: RUN/report); the page's path and the report's numbers. A run is a run folder, or
+    the output of lm-eval with its sample log.
 
     Args:
         task: of runs of several tasks, the one to report on.
@@ -38,9 +39,9 @@ def write_report(
     Raises:
         ArtsError: a run cannot be used, is of several tasks, or matplotlib is not installed.
     """
-    main = read_run(run, task)
-    beside = [read_run(other, task) for other in others]
-    report = analyse(main, beside, None if against is None else read_run(against, task))
+    main = read_any(run, task)
+    beside = [read_any(other, task) for other in others]
+    report = analyse(main, beside, None if against is None else read_any(against, task))
     per_question = report.pop("per_question")
     report["made_with"] = f"arts-plugin {__version__}"
     folder = Path(out) if out is not None else Path(run) / "report"
