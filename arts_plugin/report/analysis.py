@@ -212,7 +212,7 @@ def _anytime(run: Run, ks: Sequence[int]) -> Values:
         first = [first_drawn(question.searched, k) for k in ks]
         answered.append(
             [
-                choice(found, run.select, seed) if k < question.drawn else question.chosen_right
+                choice(found, run.select, seed, question.problem) if k < question.drawn else question.chosen_right
                 for k, found in zip(ks, first, strict=True)
             ]
         )

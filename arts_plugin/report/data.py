@@ -42,7 +42,8 @@ class Question:
         spent: tokens that the search had generated when it was finished [n]; its own, in a pool.
         chosen_right: 1 if what the search chose is right, 0 if it is not, or is unfinished, or is nothing.
         chosen_by: selection rule -> the same of what it chooses from the whole tree; empty for a pool.
-        searched: the trajectories as the search saw them, with the answers that it found itself.
+        searched: the trajectories as the search saw them, with the answers that it found itself; empty for a pool.
+        problem: the tree's key, by which it drew between tied votes.
         decoded: tokens generated and computed again for this question; of Sparse Deep Fork by the main traces.
         judged: tokens that a verifier with a model of its own has read.
         seconds: from its admission to its end; other questions ran beside it.
@@ -62,6 +63,7 @@ class Question:
     chosen_right: float
     chosen_by: dict[str, float]
     searched: tuple[Scored, ...]
+    problem: str
     decoded: int
     judged: int
     seconds: float
@@ -272,6 +274,7 @@ def _question(name: str, task: str, tree: ReasoningTree, graded: Graded, seed: i
             for rule in rules(tree.scorer not in {"", "logprob"})
         },
         searched=searched,
+        problem=tree.problem,
         # The forks of Sparse Deep Fork are no part of its pool.
         decoded=sum(tokens) if tree.strategy == "sdf" else tree.cost.decoded_tokens + tree.cost.refilled_tokens,
         judged=tree.cost.verifier_tokens,

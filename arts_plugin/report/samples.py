@@ -178,6 +178,7 @@ def _question(task: str, record: Plain) -> Question:
         chosen_right=_chosen(entries),
         chosen_by={},
         searched=(),
+        problem="",
         decoded=int(record.get("proposer_tokens") or tokens.sum()),
         judged=int(record.get("verifier_tokens") or 0),
         seconds=float(record.get("seconds") or 0.0),

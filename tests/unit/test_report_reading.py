@@ -87,6 +87,26 @@ def test_rules_choose_what_the_search_would(tmp_path: Path, rule: str, particles
     assert next(row for row in made["table"] if row["selector"] == f"choose_{rule}")["all"] == made["chosen"]
 
 
+@pytest.mark.parametrize("rule", rules(True))
+def test_curves_are_what_the_search_would_have_answered(tmp_path: Path, rule: str) -> None:
+    """Had it ended after k draws: chosen from the tree as it was then."""
+    trees = [searched(seed) for seed in range(40)]
+    for tree in trees:
+        tree.select = rule
+        tree.chosen = select(tree, rule, seed=7)
+    run = write_run(tmp_path / "run", trees, {tree.meta["id"]: "1" for tree in trees}, seed=7)
+    curve = analyse(read_run(run))["curves"][0]
+    for tree in trees:
+        left = 4
+        for node in tree.nodes:
+            if node.terminal and node.stop != "error":
+                node.count, left = min(node.count, left), max(0, left - node.count)
+                node.terminal = node.count > 0
+        tree.chosen = select(tree, rule, seed=7)
+    right = [tree.chosen is not None and tree.nodes[tree.chosen].answer == "1" for tree in trees]
+    assert curve["accuracy"][curve["k"].index(4)][0] == pytest.approx(np.mean(right))
+
+
 def test_a_fork_that_was_chosen(tmp_path: Path) -> None:
     """It is no trace of the pool, and its grade counts all the same."""
     tree = chain_tree("q", ["2", "2"], [0.0, 0.0], strategy="sdf")
