@@ -14,7 +14,7 @@ Plain = dict[str, Any]
 
 def write(result: Plain, folder: Path) -> Path:
     """Write the numbers, the text and, with matplotlib, the picture; the text's path."""
-    (folder / "bench.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (folder / "bench.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     page = folder / "bench.md"
     page.write_text(text(result) + "\n", encoding="utf-8")
     try:

@@ -12,9 +12,9 @@ from arts_plugin import clock
 from arts_plugin.bench.methods import GREEDY, SAMPLES, Method
 from arts_plugin.errors import ArtsError
 from arts_plugin.evaluation.pool import Array, Bootstrap, best_of_k, vote
-from arts_plugin.evaluation.search_metrics import tree_values
+from arts_plugin.evaluation.search_metrics import rules
 from arts_plugin.evaluation.statistics import Estimate
-from arts_plugin.report.data import Question, Run, common, read_run
+from arts_plugin.report.data import Question, Run, common, in_order, read_run
 
 Plain = dict[str, Any]
 MAJORITY, RANDOM = "majority", "one sample"
@@ -31,7 +31,8 @@ def compare_methods(methods: Sequence[Method], out: Path) -> Plain:
         ArtsError: a run cannot be used, or they have no question in common.
     """
     runs = {method.name: read_run(out / method.name) for method in methods}
-    shared = dict(zip(runs, common(list(runs.values())), strict=True))
+    questions, notes = common(list(runs.values()))
+    shared = dict(zip(runs, questions, strict=True))
     boot = Bootstrap(len(next(iter(shared.values()))))
     rows: list[Plain] = []
     values: dict[str, Array] = {}
@@ -60,7 +61,7 @@ def compare_methods(methods: Sequence[Method], out: Path) -> Plain:
             for right in [GREEDY, MAJORITY, *best]
         ],
         "where": _where(pool, {rule: values[rule] for rule in chosen}, boot),
-        "left_out": [f"{name}: {reason}" for name, run in runs.items() for reason in run.left_out],
+        "left_out": [*(f"{name}: {reason}" for name, run in runs.items() for reason in run.left_out), *notes],
     }
 
 
@@ -70,12 +71,11 @@ def _contestants(name: str, run: Run, questions: Sequence[Question]) -> dict[str
         return _pool(run, questions)
     if name == GREEDY:
         return {GREEDY: _chosen(questions)}
-    per_question = [tree_values(q.scored(run.scorer), [1], run.select) for q in questions]
     found = {name: _chosen(questions)}
     for rule in ("majority", "weighted_vote", "flow"):
-        if rule != run.select and f"choose_{rule}" in per_question[0]:
-            found[f"{name}, chosen by {rule}"] = np.array([float(v[f"choose_{rule}"]) for v in per_question])  # type: ignore[arg-type]
-    found[f"{name}, oracle"] = np.array([float(q.correct.any()) for q in questions])
+        if rule != run.select and rule in rules(run.judged):
+            found[f"{name}, chosen by {rule}"] = np.array([question.chosen_by[rule] for question in questions])
+    found[f"{name}, oracle"] = np.array([question.oracle for question in questions])
     return found
 
 
@@ -107,20 +107,20 @@ def _cost(folder: Path, run: Run, questions: Sequence[Question]) -> Plain:
         "method": folder.name,
         "tokens": float(np.mean([q.decoded for q in questions])),
         "verifier_tokens": float(np.mean([q.judged for q in questions])),
-        "traces": float(np.mean([q.n for q in questions])),
+        "traces": float(np.mean([q.drawn for q in questions])),
         # Of the whole run, since its questions share the machine.
         "seconds": None if clock.seconds(folder) is None else run.seconds,
     }
 
 
 def _where(pool: Sequence[Question], values: dict[str, Array], boot: Bootstrap) -> list[Plain]:
-    """Every contestant's accuracy among questions of a kind: by how hard they are for one sample, subject, level."""
+    """Every contestant's accuracy among questions of a kind: by how hard they are for one sample, task, level, subject."""
     share = np.array([q.correct.mean() for q in pool])
     kinds = [("right in the pool", label, _band(share, number)) for number, (label, _) in enumerate(BANDS)]
-    for kind in ("level", "subject"):
+    for kind in ("task", "level", "subject"):
         names = [getattr(question, kind) for question in pool]
         if len(set(names)) > 1:
-            kinds += [(kind, name or "(not said)", np.array([n == name for n in names])) for name in sorted(set(names))]
+            kinds += [(kind, name or "(not said)", np.array([n == name for n in names])) for name in in_order(names)]
     return [
         {
             "kind": kind,

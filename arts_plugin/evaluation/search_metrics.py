@@ -11,21 +11,19 @@ metric is the ratio of sums: a mean of ratios would let questions with nothing t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from arts_plugin.evaluation.pool import Array, PoolProblem, best_of_k, subsets_of, vote
+from arts_plugin.evaluation.pool import Array, PoolProblem, best_of_k, is_rare, subsets_of, vote
 from arts_plugin.evaluation.statistics import oracle_at_k
 from arts_plugin.randomness import generator
 from arts_plugin.search.select import RULES
-from arts_plugin.tree import Trajectory
+from arts_plugin.tree import StopReason, Trajectory
 
 Pair = tuple[float, float]
 Values = dict[str, float | Pair]
-RARE = 1 / 8
-"""A question is rare if some of its traces are right, and at most this share (1 or 2 of 16; arXiv 2602.12846)."""
 _RESAMPLES = 1000
 
 
@@ -38,89 +36,130 @@ class Scored:
         answer: what it votes for; None if it has no answer.
         log_flow: the verifier's score; None if there was no verifier.
         mean_logprob: of its tokens (nats); None for a plain string.
+        count: how often it was drawn, where equal proposals were merged.
+        stop: why it ended; one that ended in an error is chosen only where there are no others.
     """
 
     correct: bool
     answer: str | None
     log_flow: float | None = None
     mean_logprob: float | None = None
+    count: int = 1
+    stop: StopReason | None = None
 
 
-def pool_values(traces: Sequence[Scored], ks: Sequence[int], seed: int = 0) -> Values:
+def pool_values(traces: Sequence[Scored], ks: Sequence[int], seed: int = 0, *, judged: bool | None = None) -> Values:
     """Metrics of n independent traces of one question; where n < k, all n are taken.
 
-    `best_of@k_RULE`, `majority@k`, `weighted_vote@k` and `oracle@k` are means over k-subsets (votes: 200 random ones),
-    `gap_closed_RULE` = (RULE@n - pass@1) / (oracle@n - pass@1) with n the largest k, `rare_RULE` RULE@n where traces
-    are rarely right. RULE is `flow` (with a verifier), `logprob`, `weighted_vote` (by flow, or else by log-probability),
-    and `majority`; plain strings have no scores.
+    `best_of@k_RULE`, `majority@k`, `weighted_vote@k` and `oracle@k` are means over k-subsets (votes: over
+    `arts_plugin.evaluation.pool.SUBSETS` random ones where there are more than `EXACT`). With all n traces, whatever `ks`
+    lists: `gap_closed_RULE` = (RULE@n - pass@1) / (oracle@n - pass@1), and `rare_RULE` = RULE@n where 1/16 to 1/8 of them
+    are right. RULE is `flow` (with a verifier), `logprob`, `weighted_vote` (by flow, or else by log-probability), and
+    `majority`; plain strings have no scores.
+
+    Args:
+        judged: whether a verifier scored the run's traces, which a question without any does not show. Default: whether it
+            scored all of these.
     """
+    traces = [replace(trace, count=1) for trace in traces for _ in range(trace.count)]
     n, right = len(traces), sum(trace.correct for trace in traces)
     correct = np.array([trace.correct for trace in traces], dtype=bool)
-    problem = PoolProblem("", tuple(trace.answer for trace in traces), correct, {})
-    classes = problem.classes()
-    values: Values = {"pass@1": right / n if n else 0.0}
-    scores = _scores(traces)
-    chosen: dict[str, dict[int, float]] = {}
-    oracle: dict[int, float] = {}
+    classes = PoolProblem("", tuple(trace.answer for trace in traces), correct, {}).classes()
+    scores = _scores(traces, judged)
+    votes = _votes(n, scores)
+
+    def accuracies(k: int) -> dict[str, float]:
+        if not n:
+            return dict.fromkeys([*votes, *scores], 0.0)
+        subsets = subsets_of(n, k, seed)
+        found = {rule: vote(classes, correct, log_weight, subsets) for rule, log_weight in votes.items()}
+        return found | {rule: best_of_k(score, correct, k) for rule, score in scores.items()}
+
+    base = right / n if n else 0.0
+    values: Values = {"pass@1": base}
     for k in ks:
-        take = min(k, n)
-        subsets = subsets_of(n, take, seed) if n else np.empty((0, 0), dtype=np.int64)
-        oracle[k] = oracle_at_k(n, right, take) if n else 0.0
-        for rule, log_weight in _votes(n, scores).items():
-            chosen.setdefault(rule, {})[k] = vote(classes, correct, log_weight, subsets) if n else 0.0
-        for rule, score in scores.items():
-            chosen.setdefault(rule, {})[k] = best_of_k(score, correct, take) if n else 0.0
-    for rule, by_k in chosen.items():
-        prefix = f"{rule}@" if rule in {"majority", "weighted_vote"} else "best_of@"
-        suffix = "" if rule in {"majority", "weighted_vote"} else f"_{rule}"
-        values.update({f"{prefix}{k}{suffix}": value for k, value in by_k.items() if k > 1})
-    values.update({f"oracle@{k}": value for k, value in oracle.items() if k > 1})
-    largest, base = max(ks), right / n if n else 0.0
-    if largest > 1:
-        rare = bool(right) and right / n <= RARE + 1e-12
-        for rule, by_k in chosen.items():
-            values[f"gap_closed_{rule}"] = (by_k[largest] - base, oracle[largest] - base)
-            values[f"rare_{rule}"] = (by_k[largest] * rare, float(rare))
-        values["rare_pass@1"] = (base * rare, float(rare))
+        if k > 1:
+            values.update({_at(rule, k): value for rule, value in accuracies(min(k, n)).items()})
+            values[f"oracle@{k}"] = oracle_at_k(n, right, min(k, n)) if n else 0.0
+    if max(ks) > 1:
+        rare = float(is_rare(right, n))
+        for rule, value in accuracies(n).items():
+            values[f"gap_closed_{rule}"] = (value - base, float(right > 0) - base)
+            values[f"rare_{rule}"] = (value * rare, rare)
+        values["rare_pass@1"] = (base * rare, rare)
     return values
 
 
-def tree_values(traces: Sequence[Scored], ks: Sequence[int], rule: str, seed: int = 0) -> Values:
+def _at(rule: str, k: int) -> str:
+    return f"{rule}@{k}" if rule in {"majority", "weighted_vote"} else f"best_of@{k}_{rule}"
+
+
+def tree_values(
+    traces: Sequence[Scored],
+    ks: Sequence[int],
+    rule: str,
+    seed: int = 0,
+    *,
+    judged: bool | None = None,
+    problem: str = "",
+) -> Values:
     """Metrics of one tree, its trajectories in the order in which they were finished.
 
     `choose_RULE` is what each selection rule would have chosen from the whole tree, `oracle` whether any trajectory is
-    right, `anytime@k` and `anytime_oracle@k` the same after the first k finished ones, by the search's own `rule`.
+    right, `anytime@k` and `anytime_oracle@k` the same after the first k finished ones, by the search's own `rule`. One that
+    was drawn `count` times is as many of them.
+
+    Args:
+        judged: whether a verifier scored the run's trees, which a tree without trajectories does not show. Default:
+            whether it scored all of these.
+        problem: the tree's, which with `seed` decides between tied votes.
     """
-    rules = [name for name in RULES if name != "random"]
-    if any(trace.log_flow is None for trace in traces):
-        rules.remove("flow")
-    values: Values = {f"choose_{name}": _choice(traces, name, seed) for name in rules}
+    if judged is None:
+        judged = all(trace.log_flow is not None for trace in traces)
+    values: Values = {f"choose_{name}": choice(traces, name, seed, problem) for name in rules(judged)}
     values["oracle"] = float(any(trace.correct for trace in traces))
     for k in ks:
-        first = traces[:k]
-        values[f"anytime@{k}"] = _choice(first, rule, seed)
+        first = first_drawn(traces, k)
+        values[f"anytime@{k}"] = choice(first, rule, seed, problem)
         values[f"anytime_oracle@{k}"] = float(any(trace.correct for trace in first))
     return values
 
 
-def _choice(traces: Sequence[Scored], rule: str, seed: int) -> float:
-    if not traces:
+def rules(judged: bool) -> list[str]:
+    """The selection rules that tell something of a run: without a verifier, flow is the log-probability."""
+    return [name for name in RULES if name != "random" and (judged or name != "flow")]
+
+
+def first_drawn(traces: Sequence[Scored], k: int) -> list[Scored]:
+    """The first k draws."""
+    first: list[Scored] = []
+    for trace in traces:
+        if k <= 0:
+            break
+        first.append(replace(trace, count=min(k, trace.count)))
+        k -= trace.count
+    return first
+
+
+def choice(traces: Sequence[Scored], rule: str, seed: int = 0, problem: str = "") -> float:
+    """1 if `rule` chooses a right one, else 0; as `arts_plugin.search.select.select` does."""
+    usable = [trace for trace in traces if trace.stop != "error"] or list(traces)
+    if not usable:
         return 0.0
     candidates = [
         Trajectory(
             leaf=i, nodes=(), text="", token_ids=(0,), logprob=trace.mean_logprob or 0.0, log_flow=trace.log_flow,
-            count=1, stop=None, answer=trace.answer, finished=True, order=i,
+            count=trace.count, stop=trace.stop, answer=trace.answer, finished=True, order=i,
         )
-        for i, trace in enumerate(traces)
+        for i, trace in enumerate(usable)
     ]  # fmt: skip
-    return float(traces[RULES[rule](candidates, generator("select", seed, "")).leaf].correct)
+    return float(usable[RULES[rule](candidates, generator("select", seed, problem)).leaf].correct)
 
 
-def _scores(traces: Sequence[Scored]) -> dict[str, Array]:
-    found = {
-        "flow": [trace.log_flow for trace in traces],
-        "logprob": [trace.mean_logprob for trace in traces],
-    }
+def _scores(traces: Sequence[Scored], judged: bool | None) -> dict[str, Array]:
+    found = {"logprob": [trace.mean_logprob for trace in traces]}
+    if judged is not False:
+        found = {"flow": [trace.log_flow for trace in traces], **found}
     return {name: np.array(score, dtype=np.float64) for name, score in found.items() if None not in score}
 
 

@@ -7,74 +7,70 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from arts_plugin.errors import ArtsError
 from arts_plugin.evaluation import table
-from arts_plugin.evaluation.pool import Array, Bootstrap, Comparison, auc_within, compare
-from arts_plugin.evaluation.search_metrics import RARE, tree_values
+from arts_plugin.evaluation.pool import Array, Bootstrap, Comparison, auc_within, compare, is_rare
+from arts_plugin.evaluation.search_metrics import choice, first_drawn, rules
 from arts_plugin.evaluation.statistics import Estimate
-from arts_plugin.report.data import Question, Run, common, even
+from arts_plugin.report.beside import Resamples, points
+from arts_plugin.report.data import Question, Run, common, even, in_order
 
 BINS = 10
 Plain = dict[str, Any]
+Values = dict[str, Array]
 
 
 def analyse(run: Run, others: Sequence[Run] = (), against: Run | None = None) -> Plain:
     """All of a report.
+
+    Its `per_question` holds a record a question, from which every other figure can be computed again.
 
     Args:
         others: runs whose chosen answers are put beside this one's, at what they cost.
         against: the run in which questions may be extinct (no right trace among all its traces).
 
     Raises:
-        ArtsError: runs have no question in common.
+        ArtsError: the run is of several tasks, or runs have no question in common.
     """
+    if len(run.tasks) > 1:
+        raise ArtsError(
+            f"{run.path} is of several tasks ({', '.join(run.tasks)}), which do not go into one figure; name one: --task "
+            f"{run.tasks[0]}"
+        )
     questions, notes = even(run) if run.independent else (run.questions, [])
-    boot = Bootstrap(len(questions))
+    run = replace(run, questions=questions, left_out=[*run.left_out, *notes])
+    resamples = Resamples()
+    boot = resamples(len(questions))
+    per_question: list[Plain] = [_record(question) for question in questions]
     made: Plain = {
         "run": _facts(run),
         "questions": len(questions),
-        "left_out": [*run.left_out, *notes],
+        "left_out": run.left_out,
         "independent": run.independent,
         "chosen": _plain(boot.mean(_chosen(questions))),
         "cost": {
-            "tokens": float(np.mean([q.decoded for q in questions])),
-            "seconds": run.seconds,
+            "tokens": float(np.mean([q.decoded for q in questions])) if run.costed else None,
+            "seconds": run.seconds if run.costed else None,
         },
     }
-    if run.independent:
-        comparison = compare([question.pool() for question in questions], _ks(questions[0].n))
-        rows = table.rows(comparison, boot)
-        made["traces"] = comparison.n
-        made["rare"] = int(comparison.rare.sum())
-        made["table"] = [_row(row, comparison.n) for row in rows]
-        made["curves"] = _pool_curves(comparison, boot, questions, run)
-        n = comparison.n
-        made["extinct"] = _extinct(
-            run, against, questions, {row.selector: (row.label, comparison.values[row.selector][n]) for row in rows}
-        )
-    else:
-        values: list[dict[str, Any]] = [dict(tree_values(q.scored(run.scorer), _ks(64), run.select)) for q in questions]
-        made["traces"] = max(question.n for question in questions)
-        made["rare"] = sum(0 < q.pass_at_1 <= RARE for q in questions)
-        rules = [name for name in values[0] if name.startswith("choose_") or name == "oracle"]
-        per_rule = {name: np.array([float(value[name]) for value in values]) for name in rules}
-        made["table"] = [
-            {"label": _tree_label(name), "selector": name, "all": _plain(boot.mean(v))} for name, v in per_rule.items()
-        ]
-        made["curves"] = _tree_curves(values, boot, questions, run.seconds)
-        made["extinct"] = _extinct(run, against, questions, {n: (_tree_label(n), v) for n, v in per_rule.items()})
-    made["points"] = [_point(other) for other in others]
-    made["calibration"] = {
-        name: _calibration(questions, name, boot)
-        for name in sorted(set.intersection(*(set(q.scores) for q in questions)))
-    }
+    figures = _pool_figures if run.independent else _tree_figures
+    found, accuracies = figures(run, boot, per_question)
+    made.update(found)
+    made["extinct"], notes = _extinct(run, against, accuracies, boot)
+    made["points"], more = points(run, others, resamples, per_question)
+    made["left_out"] = [*made["left_out"], *notes, *more]
+    made["calibration"] = {name: _calibration(questions, name, boot) for name in _scorers(questions)}
     made["groups"] = {
-        kind: _groups(questions, [getattr(question, kind) for question in questions]) for kind in ("level", "subject")
+        kind: _groups(questions, [getattr(question, kind) for question in questions], boot)
+        for kind in ("level", "subject")
     }
     made["against"] = None if against is None else _facts(against)
+    made["per_question"] = per_question
     return made
 
 
@@ -86,10 +82,27 @@ def _facts(run: Run) -> Plain:
         "path": run.path.name,
         "model": run.info.model.get("name"),
         "digest": run.info.model.get("digest"),
+        "task": run.tasks[0] if run.tasks else None,
         "strategy": run.strategy,
         "select": run.select,
         "scorer": run.scorer,
         "settings": {name: settings.get(name) for name in kept if settings.get(name) is not None},
+    }
+
+
+def _record(question: Question) -> Plain:
+    return {
+        "id": question.id,
+        "task": question.task,
+        "level": question.level,
+        "subject": question.subject,
+        "correct": question.correct.astype(int).tolist(),
+        "counts": question.counts.tolist(),
+        "scores": {name: values.tolist() for name, values in question.scores.items()},
+        "chosen": question.chosen_right,
+        "tokens": question.decoded,
+        "verifier_tokens": question.judged,
+        "seconds": question.seconds,
     }
 
 
@@ -99,6 +112,27 @@ def _ks(n: int) -> list[int]:
 
 def _chosen(questions: Sequence[Question]) -> Array:
     return np.array([q.chosen_right for q in questions])
+
+
+# A pool of independent traces.
+def _pool_figures(run: Run, boot: Bootstrap, per_question: Sequence[Plain]) -> tuple[Plain, Values]:
+    """(what is told of a pool; label -> accuracy with all traces [questions], of the ways of choosing)"""
+    questions = run.questions
+    comparison = compare([question.pool() for question in questions], _ks(questions[0].n))
+    rows = table.rows(comparison, boot)
+    for number, record in enumerate(per_question):
+        record["values"] = {
+            selector: {str(k): float(values[number]) for k, values in by_k.items()}
+            for selector, by_k in comparison.values.items()
+        }
+    found = {
+        "traces": comparison.n,
+        "rare": int(comparison.rare.sum()),
+        "table": [_row(row, comparison.n) for row in rows],
+        "curves": _pool_curves(comparison, boot, run),
+    }
+    ways = {row.label: comparison.values[row.selector][comparison.n] for row in rows}
+    return found, {label: v for label, v in ways.items() if label not in {rows[0].label, rows[-1].label}}
 
 
 def _row(row: table.Row, n: int) -> Plain:
@@ -114,11 +148,11 @@ def _row(row: table.Row, n: int) -> Plain:
     }
 
 
-def _pool_curves(comparison: Comparison, boot: Bootstrap, questions: Sequence[Question], run: Run) -> list[Plain]:
+def _pool_curves(comparison: Comparison, boot: Bootstrap, run: Run) -> list[Plain]:
     """Accuracy of k of the n traces, at k / n of what all of them cost. What is not `shown` would crowd a picture: the
     scorers beside the run's own."""
     shown = {"random", "majority", "oracle", f"best_of:{run.scorer}", f"vote:{run.scorer}", "best_of:logprob"}
-    tokens = float(np.mean([q.decoded for q in questions])) / comparison.n
+    tokens = float(np.mean([q.decoded for q in run.questions])) / comparison.n
     seconds = run.seconds / comparison.n
     return [
         {
@@ -127,53 +161,102 @@ def _pool_curves(comparison: Comparison, boot: Bootstrap, questions: Sequence[Qu
             "shown": selector in shown,
             "k": list(comparison.ks),
             "accuracy": [_plain(boot.mean(comparison.values[selector][k])) for k in comparison.ks],
-            "tokens": [k * tokens for k in comparison.ks],
-            "seconds": [k * seconds for k in comparison.ks],
+            "tokens": [k * tokens for k in comparison.ks] if run.costed else None,
+            "seconds": [k * seconds for k in comparison.ks] if run.costed else None,
         }
         for selector, label in table.labels(comparison)
     ]
+
+
+# A tree.
+def _tree_figures(run: Run, boot: Bootstrap, per_question: Sequence[Plain]) -> tuple[Plain, Values]:
+    """(what is told of trees; label -> accuracy [questions], of the ways of choosing)"""
+    questions = run.questions
+    ways = {
+        f"choose_{rule}": np.array([question.chosen_by[rule] for question in questions]) for rule in rules(run.judged)
+    }
+    oracle = np.array([question.oracle for question in questions])
+    per_rule = {**ways, "oracle": oracle}
+    most = max(question.drawn for question in questions)
+    ks = _ks(max(most, 1))
+    curves = _anytime(run, ks)
+    for number, record in enumerate(per_question):
+        record["values"] = {
+            **{name: float(values[number]) for name, values in per_rule.items()},
+            **{
+                name: {str(k): v for k, v in zip(ks, by_k[number].tolist(), strict=True)}
+                for name, by_k in curves.items()
+            },
+        }
+    found = {
+        "traces": most,
+        "rare": sum(bool(is_rare(q.pass_at_1 * q.drawn, q.drawn)) for q in questions),
+        "table": [
+            {"label": _tree_label(name), "selector": name, "all": _plain(boot.mean(v))} for name, v in per_rule.items()
+        ],
+        "curves": _tree_curves(run, boot, ks, curves),
+    }
+    return found, {_tree_label(name): values for name, values in ways.items()}
 
 
 def _tree_label(name: str) -> str:
     return "oracle" if name == "oracle" else f"chosen by {name.removeprefix('choose_')}"
 
 
-def _tree_curves(
-    values: Sequence[dict[str, Any]], boot: Bootstrap, questions: Sequence[Question], seconds: float
-) -> list[Plain]:
-    """What the search would have answered after its first k finished trajectories, at what it had generated by then."""
-    most = max(question.n for question in questions)
-    ks = [k for k in _ks(64) if k <= most] or [1]
-    tokens = [float(np.mean([q.spent[min(k, q.n) - 1] if q.n else q.decoded for q in questions])) for k in ks]
-    total = float(np.mean([q.decoded for q in questions]))
+def _anytime(run: Run, ks: Sequence[int]) -> Values:
+    """What a search would have answered after its first k finished trajectories, by its own rule and answers, and whether a
+    right one was among them: [questions, ks]. With all of them it is what it did answer."""
+    seed = int(run.info.settings.get("seed") or 0)
+    answered, any_right = [], []
+    for question in run.questions:
+        first = [first_drawn(question.searched, k) for k in ks]
+        answered.append(
+            [
+                choice(found, run.select, seed, question.problem) if k < question.drawn else question.chosen_right
+                for k, found in zip(ks, first, strict=True)
+            ]
+        )
+        any_right.append([float(any(trace.correct for trace in found)) for found in first])
+    return {"anytime": np.array(answered), "anytime_oracle": np.array(any_right)}
+
+
+def _tree_curves(run: Run, boot: Bootstrap, ks: Sequence[int], values: Values) -> list[Plain]:
+    """The anytime figures, at what the search had generated by then."""
+    tokens = [float(np.mean([_spent(question, k) for question in run.questions])) for k in ks]
+    total = float(np.mean([q.decoded for q in run.questions]))
     return [
         {
             "label": label,
             "selector": name,
             "shown": True,
-            "k": ks,
-            "accuracy": [_plain(boot.mean(np.array([v[f"{name}@{k}"] for v in values]))) for k in ks],
+            "k": list(ks),
+            "accuracy": [_plain(boot.mean(values[name][:, place])) for place in range(len(ks))],
             "tokens": tokens,
-            "seconds": [seconds * min(1.0, t / total) if total else 0.0 for t in tokens],
+            "seconds": [run.seconds * min(1.0, t / total) if total else 0.0 for t in tokens],
         }
         for name, label in (("anytime", "the search's answer"), ("anytime_oracle", "oracle"))
     ]
 
 
-def _point(other: Run) -> Plain:
-    boot = Bootstrap(len(other.questions))
-    return {
-        "label": other.name,
-        "accuracy": _plain(boot.mean(_chosen(other.questions))),
-        "tokens": float(np.mean([q.decoded for q in other.questions])),
-        "seconds": other.seconds,
-        "questions": len(other.questions),
-    }
+def _spent(question: Question, k: int) -> int:
+    """Tokens when the k-th trajectory was finished; a search that finished no more has cost all that it did."""
+    if k >= question.drawn:
+        return question.decoded
+    return int(question.spent[np.searchsorted(np.cumsum(question.counts), k)])
+
+
+# Of both.
+def _scorers(questions: Sequence[Question]) -> list[str]:
+    """Those that scored every question's trajectories."""
+    named = [set(question.scores) for question in questions if question.n]
+    return sorted(set.intersection(*named)) if named else []
 
 
 def _calibration(questions: Sequence[Question], scorer: str, boot: Bootstrap) -> Plain:
     """How often trajectories of like score are right, in bins of as many trajectories; and the AUC within a question."""
-    scores = np.concatenate([q.scores[scorer] for q in questions])
+    nothing: Array = np.empty(0)
+    by_question = [question.scores.get(scorer, nothing) for question in questions]
+    scores = np.concatenate(by_question)
     correct = np.concatenate([q.correct for q in questions]).astype(np.float64)
     owner = np.repeat(np.arange(len(questions)), [q.n for q in questions])
     order = np.argsort(scores, kind="stable")
@@ -184,23 +267,22 @@ def _calibration(questions: Sequence[Question], scorer: str, boot: Bootstrap) ->
         bins.append(
             {"score": float(scores[part].mean()), "right": _plain(boot.ratio(right, size)), "traces": len(part)}
         )
-    auc = np.array([auc_within(q.scores[scorer], q.correct) for q in questions])
+    auc = np.array([auc_within(found, q.correct) for found, q in zip(by_question, questions, strict=True)])
     return {"bins": bins, "auc": _plain(boot.mean(auc)), "mixed": int(np.sum(~np.isnan(auc)))}
 
 
-def _groups(questions: Sequence[Question], names: Sequence[str]) -> list[Plain]:
+def _groups(questions: Sequence[Question], names: Sequence[str], boot: Bootstrap) -> list[Plain]:
     """Per level or subject: the chosen answer, a random trace, and whether any is right. Nothing if all are alike."""
     if len(set(names)) < 2:
         return []
-    boot = Bootstrap(len(questions))
     what: dict[str, Callable[[Question], float]] = {
         "pass@1": lambda q: q.pass_at_1,
         "chosen": lambda q: q.chosen_right,
-        "oracle": lambda q: float(q.correct.any()),
+        "oracle": lambda q: q.oracle,
     }
     values = {name: np.array([value(q) for q in questions]) for name, value in what.items()}
     found = []
-    for group in sorted(set(names)):
+    for group in in_order(names):
         inside = np.array([name == group for name in names])
         found.append(
             {
@@ -212,28 +294,25 @@ def _groups(questions: Sequence[Question], names: Sequence[str]) -> list[Plain]:
     return found
 
 
-def _extinct(
-    run: Run, against: Run | None, questions: Sequence[Question], rules: dict[str, tuple[str, Array]]
-) -> Plain | None:
-    """Questions that no trace of the other run gets right, and some trace of this one does (arXiv 2602.12846)."""
+def _extinct(run: Run, against: Run | None, ways: Values, boot: Bootstrap) -> tuple[Plain | None, list[str]]:
+    """Questions that no trace of the other run gets right, and some trace of this one does (arXiv 2602.12846); and who was
+    left out of the pairs."""
     if against is None:
-        return None
-    mine, theirs = common([run, against])
+        return None, []
+    (mine, theirs), notes = common([run, against])
     solved = {question.id for question, other in zip(mine, theirs, strict=True) if not other.correct.any()}
-    inside = np.array([q.id in solved and bool(q.correct.any()) for q in questions])
-    boot = Bootstrap(len(questions))
-    return {
+    inside = np.array([q.id in solved and bool(q.correct.any()) for q in run.questions])
+    drawn = sorted(question.drawn for question in theirs)
+    found = {
         "shared": len(mine),
         "theirs_without_right": len(solved),
+        "their_traces": [drawn[0], drawn[-1]],
         "questions": int(inside.sum()),
-        "ids": [q.id for q, extinct in zip(questions, inside.tolist(), strict=True) if extinct],
-        "pass@1": _plain(boot.mean(np.array([q.pass_at_1 for q in questions]), inside)),
-        "rows": [
-            {"label": label, "accuracy": _plain(boot.mean(v, inside))}
-            for name, (label, v) in rules.items()
-            if name not in {"random", "oracle"}
-        ],
+        "ids": [q.id for q, extinct in zip(run.questions, inside.tolist(), strict=True) if extinct],
+        "pass@1": _plain(boot.mean(np.array([q.pass_at_1 for q in run.questions]), inside)),
+        "rows": [{"label": label, "accuracy": _plain(boot.mean(v, inside))} for label, v in ways.items()],
     }
+    return found, notes
 
 
 def _plain(estimate: Estimate | None) -> list[float] | None:

@@ -12,13 +12,15 @@ import click
     "--against", type=click.Path(exists=True, file_okay=False), help="A run in which questions may be extinct."
 )
 @click.option("--out", type=click.Path(file_okay=False), help="Folder of the report; default: RUN/report.")
-def report(run: str, others: tuple[str, ...], against: str | None, out: str | None) -> None:
+@click.option("--task", metavar="NAME", help="Of runs of several tasks, the one to report on.")
+def report(run: str, others: tuple[str, ...], against: str | None, out: str | None, task: str | None) -> None:
     """What RUN was worth: a page, pictures, tables. OTHERS are put beside it at what they cost."""
     from arts_plugin.report.page import as_rows, markdown, write_report
 
-    page, made = write_report(run, others, against, out)
+    page, made = write_report(run, others, against, out, task)
+    each = "each" if made["independent"] else "at most"
     click.echo(
-        f"{made['questions']} questions, {made['traces']} trajectories each; percent right, 95 % bootstrap intervals"
+        f"{made['questions']} questions, {made['traces']} trajectories {each}; percent right, 95 % bootstrap intervals"
     )
     click.echo(markdown(*as_rows(made)))
     click.echo(f"written to {page}")

@@ -51,10 +51,12 @@ def draw(report: Plain, folder: Path) -> list[tuple[str, str]]:
 
 
 def _pictures(report: Plain) -> Iterator[tuple[str, str, tuple[float, float], Any]]:
-    what = "all k-subsets of its traces" if report["independent"] else "its first k finished trajectories"
+    what = "k-subsets of its traces" if report["independent"] else "its first k finished trajectories"
     yield "accuracy", f"Accuracy against k: {what}.", (7.5, 4.6), lambda f: _accuracy(f, report)
-    yield "cost", _COST, (10, 4.4), lambda f: _cost(f, report)
-    yield "calibration", _CALIBRATION, (7.5, 4.2), lambda f: _calibration(f, report)
+    if report["cost"]["tokens"] is not None:
+        yield "cost", _COST, (10, 4.4), lambda f: _cost(f, report)
+    if _calibrated(report):
+        yield "calibration", _CALIBRATION, (7.5, 4.2), lambda f: _calibration(f, report)
     for kind in ("level", "subject"):
         if rows := report["groups"][kind]:
             height = 1.2 + 0.42 * len(rows)
@@ -67,9 +69,16 @@ def _pictures(report: Plain) -> Iterator[tuple[str, str, tuple[float, float], An
     if (extinct := report["extinct"]) and extinct["questions"]:
         height = 1.2 + 0.34 * (len(extinct["rows"]) + 1)
         caption = (
-            "The extinction zone: questions that no trace of the other run gets right, and some trace of this one does."
+            f"The extinction zone: questions that none of the other run's traces gets right ({their_traces(extinct)} a "
+            "question), and some trace of this one does."
         )
         yield "extinct", caption, (7.5, height), lambda f: _extinct(f, extinct)
+
+
+def their_traces(extinct: Plain) -> str:
+    """`16`, or `3 to 40`: how many traces of a question the other run has."""
+    least, most = extinct["their_traces"]
+    return str(most) if least == most else f"{least} to {most}"
 
 
 _COST = (
@@ -100,12 +109,15 @@ def _cost(figure: Any, report: Plain) -> None:
         for i, curve in enumerate(_shown(report)):
             _line(axes, curve[unit], curve["accuracy"], i, curve["label"])
         for i, point in enumerate(report["points"]):
+            if point[unit] is None:
+                continue
             mean, low, high = (100 * v for v in point["accuracy"])
             colour = _COLOURS[(len(_shown(report)) + i) % len(_COLOURS)]
             axes.errorbar(point[unit], mean, [[mean - low], [high - mean]], fmt="o", color=colour, capsize=3, ms=7)
             axes.annotate(point["label"], (point[unit], mean), textcoords="offset points", xytext=(7, 5), fontsize=8)
         axes.set(xlabel=f"{unit} a question")
-        axes.set_xscale("log", base=2)
+        if any(x > 0 for curve in _shown(report) for x in curve[unit]):
+            axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:.4g}")
         axes.minorticks_off()
         axes.grid(alpha=0.25)
@@ -114,9 +126,15 @@ def _cost(figure: Any, report: Plain) -> None:
             axes.legend(fontsize=7.5, frameon=False)
 
 
-def _calibration(figure: Any, report: Plain) -> None:
+def _calibrated(report: Plain) -> list[str]:
     found = report["calibration"]
-    shown = list(dict.fromkeys(name for name in (report["run"]["scorer"], "logprob") if name in found))
+    return [
+        name for name in dict.fromkeys((report["run"]["scorer"], "logprob")) if name in found and found[name]["bins"]
+    ]
+
+
+def _calibration(figure: Any, report: Plain) -> None:
+    found, shown = report["calibration"], _calibrated(report)
     for axes, name in zip(figure.subplots(1, len(shown), sharey=True, squeeze=False)[0], shown, strict=True):
         bins = found[name]["bins"]
         x = [b["score"] for b in bins]

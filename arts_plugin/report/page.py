@@ -1,4 +1,7 @@
-"""A report on disk: `report.html`, which needs nothing beside it, the pictures, the tables, and the numbers of all."""
+"""A report on disk: `report.html`, which needs nothing beside it, the pictures, the tables, and the numbers of all.
+
+`report.json` holds what is on the page, `questions.jsonl` a line a question, from which all of it can be computed again.
+"""
 
 from __future__ import annotations
 
@@ -12,28 +15,41 @@ from pathlib import Path
 from typing import Any
 
 from arts_plugin import __version__
+from arts_plugin.evaluation.pool import EXACT, SUBSETS
 from arts_plugin.report.analysis import analyse
-from arts_plugin.report.data import read_run
-from arts_plugin.report.figures import draw
+from arts_plugin.report.figures import draw, their_traces
+from arts_plugin.report.samples import read_any
 
 Plain = dict[str, Any]
 
 
 def write_report(
-    run: str | Path, others: Sequence[str | Path] = (), against: str | Path | None = None, out: str | Path | None = None
+    run: str | Path,
+    others: Sequence[str | Path] = (),
+    against: str | Path | None = None,
+    out: str | Path | None = None,
+    task: str | None = None,
 ) -> tuple[Path, Plain]:
-    """Make a run's report in `out` (default: RUN/report); the page's path and the report's numbers.
+    """Make a run's report in `out` (default: RUN/report); the page's path and the report's numbers. A run is a run folder, or
+    the output of lm-eval with its sample log.
+
+    Args:
+        task: of runs of several tasks, the one to report on.
 
     Raises:
-        ArtsError: a run cannot be used, or matplotlib is not installed.
+        ArtsError: a run cannot be used, is of several tasks, or matplotlib is not installed.
     """
-    main = read_run(run)
-    report = analyse(main, [read_run(other) for other in others], None if against is None else read_run(against))
+    main = read_any(run, task)
+    beside = [read_any(other, task) for other in others]
+    report = analyse(main, beside, None if against is None else read_any(against, task))
+    per_question = report.pop("per_question")
     report["made_with"] = f"arts-plugin {__version__}"
     folder = Path(out) if out is not None else Path(run) / "report"
     folder.mkdir(parents=True, exist_ok=True)
     pictures = draw(report, folder)
-    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (folder / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    with (folder / "questions.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(record, allow_nan=False) + "\n" for record in per_question)
     header, rows = as_rows(report)
     (folder / "table.md").write_text(markdown(header, rows) + "\n", encoding="utf-8")
     (folder / "table.csv").write_text(as_csv(report), encoding="utf-8")
@@ -104,6 +120,7 @@ def _render(
     # What a model or a data set wrote is text on this page: escaped, and no script may run at all.
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["percent"] = percent
+    environment.filters["their_traces"] = their_traces
     source = files("arts_plugin.report").joinpath("report.html.jinja").read_text(encoding="utf-8")
     shown = [
         {
@@ -113,4 +130,6 @@ def _render(
         }
         for name, caption in pictures
     ]
-    return environment.from_string(source).render(report=report, pictures=shown, header=header, rows=rows)
+    return environment.from_string(source).render(
+        report=report, pictures=shown, header=header, rows=rows, exact=EXACT, subsets=SUBSETS
+    )

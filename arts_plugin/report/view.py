@@ -19,8 +19,8 @@ from typing import Any
 
 from arts_plugin import __version__
 from arts_plugin.errors import ArtsError
-from arts_plugin.evaluation.search_metrics import RARE
-from arts_plugin.report.data import usable_trees
+from arts_plugin.evaluation.pool import is_rare
+from arts_plugin.report.data import usable_trees, voting
 from arts_plugin.search.select import RULES, select
 from arts_plugin.training.dataset import RunInfo
 from arts_plugin.training.grades import GRADES_FILE, Graded, read_grades
@@ -52,7 +52,7 @@ def write_view(run: str | Path, out: str | Path | None = None, limit: int | None
             left_out.append(f"{place}: question {name} was there before")
             continue
         seen.add(name)
-        shown = tree_record(tree, graded)
+        shown = tree_record(tree, graded, int(info.settings.get("seed") or 0))
         index.append(_entry(name, tree, graded, shown))
         packed = gzip.compress(_json(shown).encode("utf-8", "surrogatepass"), 6, mtime=0)
         blocks.append(base64.b64encode(packed).decode("ascii"))
@@ -72,8 +72,11 @@ def write_view(run: str | Path, out: str | Path | None = None, limit: int | None
     return page, head
 
 
-def tree_record(tree: ReasoningTree, graded: Graded | None) -> Plain:
-    """What the page shows of a tree: columns of its nodes, and what each rule would choose."""
+def tree_record(tree: ReasoningTree, graded: Graded | None, seed: int = 0) -> Plain:
+    """What the page shows of a tree: columns of its nodes, and what each rule would choose. Answers are the task's where it
+    was asked for them; `seed` is the run's, which decides between tied votes."""
+    if graded is not None and graded.votes is not None:
+        tree = voting(tree, graded.votes)
     correct: Mapping[int, bool] = graded.correct if graded else {}
     nodes = tree.nodes
     return {
@@ -99,21 +102,22 @@ def tree_record(tree: ReasoningTree, graded: Graded | None) -> Plain:
         "right": [_mark(node, correct) for node in nodes],
         "cut": [node.cut_chars for node in nodes],
         "scores": {name: [_finite(node.scores.get(name)) for node in nodes] for name in _scorers(tree)},
-        "rules": _rules(tree, correct),
+        "rules": _rules(tree, correct, seed),
     }
 
 
 def _entry(name: str, tree: ReasoningTree, graded: Graded | None, shown: Plain) -> Plain:
     leaves = [node for node in tree.nodes if node.terminal]
-    right = sum(bool(graded and graded.correct.get(node.id)) for node in leaves)
+    marked = [node for node in leaves if graded and graded.correct.get(node.id)]
+    drawn, right_drawn = (sum(node.count for node in nodes) for nodes in (leaves, marked))
     question = " ".join((shown["question"] or shown["prompt"]).split())
     return {
         "id": name,
         "head": question if len(question) <= _HEAD else f"{question[:_HEAD]}\N{HORIZONTAL ELLIPSIS}",
         "n": len(leaves),
-        "right": right if graded else None,
+        "right": len(marked) if graded else None,
         "chosen": None if graded is None or tree.chosen is None else bool(graded.correct.get(tree.chosen)),
-        "rare": bool(right) and right <= RARE * len(leaves) + 1e-9,
+        "rare": bool(is_rare(right_drawn, drawn)),
         "nodes": len(tree.nodes),
         "error": tree.error,
     }
@@ -123,11 +127,11 @@ def _scorers(tree: ReasoningTree) -> list[str]:
     return sorted({name for node in tree.nodes for name in node.scores})
 
 
-def _rules(tree: ReasoningTree, correct: Mapping[int, bool]) -> list[Plain]:
+def _rules(tree: ReasoningTree, correct: Mapping[int, bool], seed: int) -> list[Plain]:
     """The project's own selection rules on this tree, and the best trajectory by each other score."""
     if not any(node.terminal for node in tree.nodes):
         return []
-    chosen = {rule: select(tree, rule) for rule in RULES if rule != "random"}
+    chosen = {rule: select(tree, rule, seed=seed) for rule in RULES if rule != "random"}
     for name in _scorers(tree):
         if name not in {tree.scorer, "logprob"}:
             scored = [n for n in tree.nodes if n.terminal and _finite(n.scores.get(name)) is not None]

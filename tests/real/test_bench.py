@@ -37,7 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_search_spends_what_the_pool_spent(folder: Path) -> None:
     """Question by question, and never more."""
-    spent = {t.meta["id"]: sum(len(n.token_ids) for n in t.nodes) for t in read_trees(folder / "samples")}
+    trees = read_trees(folder / "samples")
+    spent = {t.meta["id"]: t.cost.decoded_tokens + t.cost.refilled_tokens for t in trees}
     assert len(spent) == LIMIT
     for name in ("arts slots=2", "arts slots=2 width=1"):
         trees = list(read_trees(folder / name))

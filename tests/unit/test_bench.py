@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from arts_plugin.bench.result import compare_methods, verdicts
 from arts_plugin.errors import ArtsError, SettingsError, UnknownNameError
 from arts_plugin.plugins import plugins
 from arts_plugin.settings import Settings
+from arts_plugin.training.grades import GradesFile
 from tests.report_runs import chain_tree, random_trees, write_run
 
 N, TRACES = 24, 6
@@ -119,6 +121,36 @@ def test_what_is_written(folder: Path) -> None:
 def test_a_difference_is_one_if_its_interval_leaves_out_0(interval: tuple[float, ...], word: str) -> None:
     (said,) = verdicts({"differences": [{"left": "arts", "right": "majority", "difference": list(interval)}]})
     assert said.startswith(f"arts {word} majority: ")
+
+
+def test_without_a_verifier_rules_are_the_runs_own(folder: Path, tmp_path: Path) -> None:
+    """Also where the first question's search finished nothing."""
+    gold = {f"q{i}": "1" for i in range(4)}
+    for strategy in (SAMPLES, GREEDY, "arts"):
+        trees = []
+        for name in gold:
+            answers = {SAMPLES: ["1", "2"], GREEDY: ["1"], "arts": [] if name == "q0" else ["2", "1"]}[strategy]
+            tree = chain_tree(name, answers, [0.0] * len(answers), strategy=strategy.replace(SAMPLES, "best_of_n"))
+            tree.scorer, tree.select = "logprob", "majority"
+            for node in tree.nodes:
+                node.scores, node.log_flow = {"logprob": -1.0}, -1.0
+                node.count = 3 if strategy == "arts" and node.answer == "1" else 1
+            trees.append(tree)
+        write_run(tmp_path / "bare" / strategy, trees, gold)
+    result = compare_methods(three(), tmp_path / "bare")
+    rows = {row["label"]: row["accuracy"][0] for row in result["rows"]}
+    assert rows["arts, chosen by weighted_vote"] == 0.75 and "arts, chosen by flow" not in rows
+    assert {item["method"]: item["traces"] for item in result["cost"]}["arts"] == 3.0  # merged ones as often as drawn
+
+
+def test_several_tasks_are_told_apart(folder: Path) -> None:
+    for name in (GREEDY, SAMPLES, "arts"):
+        file = GradesFile(folder / name)
+        for graded in list(file.known.values()):
+            file.put(replace(graded, task=f"task {int(graded.id[1:]) % 2}"))
+        file.close()
+    found = [item for item in compare_methods(three(), folder)["where"] if item["kind"] == "task"]
+    assert [(item["group"], item["questions"]) for item in found] == [("task 0", 12), ("task 1", 11)]
 
 
 def test_no_question_in_common(folder: Path, tmp_path: Path) -> None:

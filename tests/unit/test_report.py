@@ -104,8 +104,8 @@ def test_trees_have_no_subsets(tmp_path: Path) -> None:
         "choose_flow", "choose_weighted_vote", "choose_majority", "choose_logprob", "oracle",
     }  # fmt: skip
     anytime = made["curves"][0]
-    assert anytime["k"] == [1, 2] and [a[0] for a in anytime["accuracy"]] == [0.0, 1.0]
-    assert anytime["tokens"] == [6.0, 12.0]
+    assert anytime["k"] == [1, 2, 3] and [a[0] for a in anytime["accuracy"]] == [0.0, 1.0, 1.0]
+    assert anytime["tokens"] == [6.0, 12.0, 18.0]
 
 
 def test_files_say_the_same(run: Path, tmp_path: Path) -> None:

@@ -61,18 +61,65 @@ def test_what_plain_strings_have() -> None:
 
 
 def test_rare_questions() -> None:
-    """One or two of sixteen."""
-    for right, rare in ((0, 0.0), (1, 1.0), (2, 1.0), (3, 0.0), (16, 0.0)):
-        pool = [Scored(i < right, str(i < right), float(i < right), -1.0) for i in range(16)]
-        values = pool_values(pool, [16])
-        assert values["rare_flow"] == (rare, rare)
-        assert values["rare_pass@1"] == (rare * right / 16, rare)
+    """One or two of sixteen, four to eight of sixty-four."""
+    for n, most in ((16, {1, 2}), (64, {4, 5, 6, 7, 8})):
+        for right in (*range(10), n):
+            pool = [Scored(i < right, str(i < right), float(i < right), -1.0) for i in range(n)]
+            values = pool_values(pool, [n])
+            rare = float(right in most)
+            assert values["rare_flow"] == (rare, rare)
+            assert values["rare_pass@1"] == (rare * right / n, rare)
+
+
+def test_votes_of_few_subsets_do_not_beat_the_oracle() -> None:
+    """Three traces that all differ: a vote of two is a draw of two."""
+    values = pool_values([Scored(i == 0, str(i), None, -1.0 * i) for i in range(3)], [1, 2])
+    assert values["majority@2"] == pytest.approx(1 / 3) and values["oracle@2"] == pytest.approx(2 / 3)
+    for name, value in values.items():
+        if name.startswith("gap_closed"):
+            assert isinstance(value, tuple) and value[0] <= value[1] + 1e-12, name
+
+
+def test_gaps_are_those_of_all_traces() -> None:
+    """Twelve traces, of which no size that is reported takes all."""
+    rng = np.random.default_rng(0)
+    pool = traces(rng, 12)
+    values, whole = pool_values(pool, [1, 2, 4, 8]), pool_values(pool, [1, 12])
+    assert values["gap_closed_flow"] == whole["gap_closed_flow"]
+    assert whole["gap_closed_majority"] == pytest.approx(
+        (whole["majority@12"] - values["pass@1"], whole["oracle@12"] - values["pass@1"])
+    )
 
 
 def test_nothing_finished() -> None:
     """A question without traces is wrong by every rule, and has no gap."""
     assert all(v in (0.0, (0.0, 0.0)) for v in pool_values([], [1, 4]).values())
     assert all(v == 0.0 for v in tree_values([], [1, 4], "majority").values())
+
+
+def test_a_question_without_traces_has_the_figures_of_the_others() -> None:
+    """Whether there was a verifier is the run's to say."""
+    likely, judged = Scored(True, "1", None, -1.0), Scored(True, "1", 0.5, -1.0)
+    for trace, verifier in ((likely, False), (judged, True)):
+        assert pool_values([], [1, 4], judged=verifier).keys() == pool_values([trace], [1, 4], judged=verifier).keys()
+        empty, full = (tree_values(found, [1, 4], "majority", judged=verifier) for found in ([], [trace]))
+        assert empty.keys() == full.keys() and ("choose_flow" in full) == verifier
+
+
+def test_merged_proposals_count_as_often_as_they_were_drawn() -> None:
+    found = [Scored(False, "2", 0.0, -1.0), Scored(True, "1", 0.0, -1.0, count=5)]
+    drawn = [found[0], *[Scored(True, "1", 0.0, -1.0)] * 5]
+    values = tree_values(found, [1, 2, 3, 6], "majority")
+    assert values == tree_values(drawn, [1, 2, 3, 6], "majority")
+    assert values["choose_majority"] == 1.0 and values["anytime@1"] == 0.0 and values["anytime@3"] == 1.0
+    assert pool_values(found, [1, 2, 6]) == pool_values(drawn, [1, 2, 6])
+
+
+def test_errors_are_chosen_only_for_want_of_others() -> None:
+    """As the search does it."""
+    broken = Scored(False, "2", 5.0, -1.0, stop="error")
+    assert tree_values([broken, Scored(True, "1", 1.0, -1.0)], [2], "flow")["choose_flow"] == 1.0
+    assert tree_values([broken], [1], "flow")["choose_flow"] == 0.0
 
 
 def test_trees_in_the_order_of_their_ends() -> None:

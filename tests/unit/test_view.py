@@ -15,8 +15,9 @@ from click.testing import CliRunner
 
 from arts_plugin.cli import main
 from arts_plugin.errors import ArtsError
-from arts_plugin.report.view import write_view
+from arts_plugin.report.view import tree_record, write_view
 from arts_plugin.search.select import select
+from arts_plugin.training.grades import Graded
 from arts_plugin.tree import ReasoningTree
 from tests.report_runs import chain_tree, random_trees, write_run
 
@@ -59,6 +60,22 @@ def test_the_page_holds_the_trees(run: Path) -> None:
         for rule in shown["rules"]:
             assert rule["leaf"] == select(tree, rule["rule"])
         assert {rule["rule"] for rule in shown["rules"]} == {"flow", "weighted_vote", "majority", "logprob"}
+
+
+def test_votes_are_the_task_s(tmp_path: Path) -> None:
+    """Where it was asked for them, rules choose by these; ties are the run's to draw."""
+    tree = chain_tree("q", ["x", "x", "y"], [0.0, 0.0, 0.0])
+    leaves = [node.id for node in tree.nodes if node.terminal]
+    votes: dict[int, str | None] = dict(zip(leaves, ["a", "b", "b"], strict=True))
+    graded = Graded("key-q", "q", "b", "exact", {leaf: votes[leaf] == "b" for leaf in leaves}, votes=votes)
+    rules = {rule["rule"]: rule for rule in tree_record(tree, graded)["rules"]}
+    assert rules["majority"]["answer"] == "b" and rules["majority"]["right"] == 1
+    for seed in range(8):
+        tied = {
+            rule["rule"]: rule["leaf"]
+            for rule in tree_record(chain_tree("q", ["1", "2"], [0.0] * 2), None, seed)["rules"]
+        }
+        assert tied["majority"] == select(chain_tree("q", ["1", "2"], [0.0] * 2), "majority", seed=seed)
 
 
 def test_the_page_is_one_file_that_may_do_nothing(run: Path) -> None:
