@@ -64,9 +64,9 @@ def figures(entries: Entries, ks: Sequence[int]) -> Values:
     answered = sum(trace.answer is not None for trace in traces)
     values: Values = {"answer_coverage": (float(answered), float(len(traces)))}
     if entries.search.get("strategy", "best_of_n") in _INDEPENDENT:
-        values.update(pool_values(traces, ks))
+        values.update(pool_values(traces, ks, judged=judged))
     else:
-        values.update(tree_values(traces, ks, entries.search["select"]))
+        values.update(tree_values(traces, ks, entries.search["select"], judged=judged))
     if cost := entries.cost:
         values["traces"] = float(len(traces))
         values["proposer_tokens"] = float(cost["decoded_tokens"] + cost["refilled_tokens"])

@@ -66,13 +66,15 @@ Serve = Callable[..., Served]
 def serving(plugins: Plugins) -> Iterator[Serve]:
     """Starts servers, and stops them with nothing left behind: a fixture's body."""
     ends: list[Callable[[], None]] = []
+    # The first is the default, and is never made.
+    extra = {"llama_cpp": llama_cpp, "server": server_backend}
+    extra = {name: plugin for name, plugin in extra.items() if name not in plugins.registrations("backend")}
+    for name, plugin in extra.items():
+        plugins.register(plugin, name)
 
     def make(limits: Limits | None = None, key: str | None = None, slow: float = 0.0, **settings: Any) -> Served:
         """A scripted engine, unless the settings name another."""
         backend = ScriptedBackend(SCRIPT, slots=8, n_ctx=200, on_poll=lambda: time.sleep(slow))
-        for name, plugin in (("llama_cpp", llama_cpp), ("server", server_backend)):
-            if name not in plugins.registrations("backend"):
-                plugins.register(plugin, name)  # the first is the default, and is never made
         engine = None if "backend" in settings else backend
         defaults = {"verifier": "none", "slots": 8, "budget_trajectories": 4}
         service = Service(Arts(registry=plugins, engine=engine, **{**defaults, **settings}))
@@ -96,9 +98,13 @@ def serving(plugins: Plugins) -> Iterator[Serve]:
         until(lambda: _healthy(served))
         return served
 
-    yield make
-    for end in ends:
-        end()
+    try:
+        yield make
+        for end in ends:
+            end()
+    finally:
+        for plugin in extra.values():
+            plugins.unregister(plugin)
 
 
 def _healthy(served: Served) -> bool:
