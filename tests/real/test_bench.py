@@ -53,6 +53,18 @@ def test_a_search_spends_what_the_pool_spent(folder: Path) -> None:
     assert all(item["seconds"] > 0 for item in cost.values())
 
 
+def test_what_is_there_is_compared_without_a_model(folder: Path) -> None:
+    before = {file: file.read_bytes() for file in folder.glob("*/trees.jsonl")}
+    (folder / "bench.md").unlink()
+    searches = ["--search", "arts,slots=2", "--search", "arts,slots=2,width=1"]
+    done = CliRunner().invoke(
+        main, ["bench", "--only_compare", "--out", str(folder), *searches, "--model", "/nowhere.gguf"]
+    )
+    assert done.exit_code == 0, done.output
+    assert f"{LIMIT} questions" in done.output and (folder / "bench.md").exists()
+    assert {file: file.read_bytes() for file in folder.glob("*/trees.jsonl")} == before
+
+
 def test_started_again_it_makes_nothing_twice(folder: Path) -> None:
     """What a kill left unfinished is made; the rest stays as it is, and so does its time."""
     trees = folder / "arts slots=2" / "trees.jsonl"
