@@ -19,6 +19,7 @@ from arts_plugin.steps import Delimiter
 Chat = Literal["auto", "template", "plain"]
 Draw = Literal["multinomial", "systematic"]
 VerifierAggregate = Literal["min", "last", "product", "mean"]
+Attention = Literal["sdpa", "eager"]
 Quantize = Literal["4bit", "8bit"]
 AUTO_SLOTS = 0
 """`slots=auto`: the backend says how many there are, once its model is loaded."""
@@ -165,8 +166,12 @@ class Settings:
         None,
         "hf: 4bit or 8bit, weights rounded by bitsandbytes while they are loaded. Quantised checkpoints need no word.",
     )
+    attn_implementation: Attention = _setting(
+        "sdpa",
+        "hf: sdpa lets torch choose its kernels, those of flash attention among them; eager is plain matrix products.",
+    )
     cuda_graphs: bool = _setting(
-        True, "hf: on a GPU, record decoding steps as CUDA graphs and replay them; false launches every kernel anew."
+        False, "hf: on a GPU, record decoding steps as CUDA graphs and replay them. Off until it has been seen on one."
     )
     revision: str | None = _setting(None, "hf: branch, tag or commit of a model on a hub.")
     trust_remote_code: bool = _setting(False, "hf: run code that comes with the model. Only for models you trust.")
@@ -270,6 +275,7 @@ _RUNTIME = frozenset(
         "dtype",
         "device",
         "quantize",
+        "attn_implementation",
         "cuda_graphs",
         "revision",
         "trust_remote_code",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from arts_hf import attention
 from arts_hf.attention import Array, Plan, Segment
@@ -35,13 +37,17 @@ class PoolDecoder:
         name: what it is called in messages.
         n_ctx: KV cells, at most.
         n_batch: tokens of one forward pass, at most.
+        eager: whether attention is plain matrix products, in place of whatever kernel torch chooses.
 
     Raises:
         ModelError: the model's attention cannot be put over the pool, or gives other hidden states there.
     """
 
-    def __init__(self, network: Any, name: str, n_ctx: int, n_batch: int) -> None:
+    def __init__(self, network: Any, name: str, n_ctx: int, n_batch: int, eager: bool = False) -> None:
         self.network, self.name, self.n_batch = network, name, n_batch
+        self._kernels: Callable[[], AbstractContextManager[Any]] = (
+            (lambda: sdpa_kernel(SDPBackend.MATH)) if eager else nullcontext
+        )
         self.decoder = network.get_decoder()
         self._windows = _windows(network, name)
         self.device: torch.device = network.get_input_embeddings().weight.device
@@ -130,9 +136,10 @@ class PoolDecoder:
     def _decode(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         # A mask of four dimensions is taken as it is (and our attention looks at none). Without one, transformers looks
         # for packed sequences in the positions, for which the host would wait.
-        out = self.decoder(
-            input_ids=tokens[None], position_ids=positions[None], attention_mask=self._no_mask, use_cache=False
-        )
+        with self._kernels():
+            out = self.decoder(
+                input_ids=tokens[None], position_ids=positions[None], attention_mask=self._no_mask, use_cache=False
+            )
         return out.last_hidden_state[0]  # type: ignore[no-any-return]
 
     def _laid_out(

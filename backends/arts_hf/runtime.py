@@ -39,7 +39,8 @@ class HfRuntime(PoolDecoder):
         self.head = VocabularyHead(_output_embeddings(model, vocabulary.name), _finish(model.config.get_text_config()))
         narrow = 0 < settings.top_k < _NARROW or settings.temperature == 0
         self.k = min(_NARROW if narrow else _WIDE, vocabulary.n_vocab)
-        super().__init__(model, vocabulary.name, settings.n_ctx, max(settings.n_ubatch, 2 * settings.slots))
+        n_batch = max(settings.n_ubatch, 2 * settings.slots)
+        super().__init__(model, vocabulary.name, settings.n_ctx, n_batch, settings.attn_implementation == "eager")
         self._check_logits(model)
         if (
             settings.cuda_graphs

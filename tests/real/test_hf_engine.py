@@ -81,7 +81,7 @@ def test_every_kind_is_checked() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("way", ["gathered", "grouped by length", "cascade", "cascade, grouped"])
+@pytest.mark.parametrize("way", ["gathered", "grouped by length", "cascade", "cascade, grouped", "eager"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_trees_equal_full_recompute(kind: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prefill, forks, ragged lengths, dropped branches and reused cells, beyond the window: every hidden state."""
@@ -93,7 +93,7 @@ def test_trees_equal_full_recompute(kind: str, way: str, monkeypatch: pytest.Mon
         monkeypatch.setattr(prefixes, "LENGTH", 1)
         cascade = attention._cascade
         monkeypatch.setattr(attention, "_cascade", lambda *a: calls.append(1) or cascade(*a))
-    made = runtime(kind)
+    made = runtime(kind, attn_implementation="eager" if way == "eager" else "sdpa")
     numbers = random.Random(5)
     draw = lambda count: [numbers.randrange(97) for _ in range(count)]  # noqa: E731
     prompts = [draw(23), draw(4), draw(40)]

@@ -259,14 +259,14 @@ def short_of_memory(run: Any) -> Any:
     return limited
 
 
-def test_only_a_gpu_records_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU there is nothing to launch faster; and `cuda_graphs=false` switches it off."""
-    assert runtime("llama").graphs is None
+def test_only_a_gpu_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU there is nothing to launch faster, and a graph is of one device."""
+    assert runtime("llama", cuda_graphs=True).graphs is None
     monkeypatch.setattr("arts_hf.pool.KvPool.devices", {torch.device("cuda:0")})
-    assert isinstance(runtime("llama").graphs, graphs.StepGraphs)
-    assert runtime("llama", cuda_graphs=False).graphs is None
-    monkeypatch.setattr("arts_hf.pool.KvPool.devices", {torch.device("cuda:0"), torch.device("cuda:1")})
+    assert isinstance(runtime("llama", cuda_graphs=True).graphs, graphs.StepGraphs)
     assert runtime("llama").graphs is None
+    monkeypatch.setattr("arts_hf.pool.KvPool.devices", {torch.device("cuda:0"), torch.device("cuda:1")})
+    assert runtime("llama", cuda_graphs=True).graphs is None
 
 
 def test_a_recorded_step_waits_for_the_device_once() -> None:
