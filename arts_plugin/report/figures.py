@@ -160,7 +160,8 @@ def _by(rows: list[Plain]) -> Any:
         axes.set_yticks(range(len(rows)), names)
         axes.invert_yaxis()
         axes.set(xlabel="right, %")
-        _finish(axes)
+        axes.grid(alpha=0.25)
+        figure.legend(loc="outside upper left", ncols=3, fontsize=8, frameon=False)  # nothing inside is free of dots
 
     return paint
 

@@ -198,5 +198,7 @@ def test_training_trees_of_an_lm_eval_task(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     trees, grades = list(read_trees(tmp_path / "run")), read_grades(tmp_path / "run")
     assert {tree.meta["id"] for tree in trees} == {"arts_demo-0", "arts_demo-1"}
-    assert {graded.grader for graded in grades.values()} == {"lm-eval"}
+    assert {graded.grader for graded in grades.values()} == {
+        "arts_demo: acc, none"
+    }  # what its labels say under lm-eval
     assert all("<|im_start|>" in tree.prompt for tree in trees)
