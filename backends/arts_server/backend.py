@@ -135,7 +135,7 @@ class ServerBackend:
                 )
             limit = min(limit, n_ctx - n_prompt)
         delimiter = Delimiter(generation.delimiter)
-        # One that is to be read as it comes is streamed; so is a single chain, whose steps somebody may be waiting for.
+        # A chain is asked for whole only where a reply says what ended it.
         question = Question(prompt, generation, delimiter, limit, generation.chains and self.dialect.whole)
         scanner = StepScanner(delimiter, generation.stops)
         return ServerState(question, (), "", scanner, branch_key(sampling.seed, problem))
