@@ -16,6 +16,8 @@ from arts_plugin.training.dataset import LabelledTree, features_of
 from arts_plugin.training.losses import Forest, Loss
 from arts_plugin.value_head import Aggregate, StateFeature, ValueHead, path_least, state_features
 
+DIVERGED = "training diverged: no epoch has a held-out loss that is a number; lower the learning rate"
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingSettings:
@@ -182,6 +184,9 @@ def fit(
     Early stopping watches the within-problem AUC on the held-out problems (the validation loss where no held-out
     problem has both right and wrong traces). `on_epoch(head, epoch, training loss, validation loss, AUC)` is called
     after each epoch. The same arguments give the same head on the same machine.
+
+    Raises:
+        ArtsError: no epoch made sense.
     """
     data, watch = examples(training, settings), examples(held_out, settings)
     mean, deviation = data.x.mean(0), data.x.std(0).clamp_min(1e-6)
@@ -238,6 +243,8 @@ def _fit_one(
                 best, curve.best, kept = figure, epoch, {k: v.clone() for k, v in head.state_dict().items()}
             elif epoch - curve.best >= settings.patience:
                 break
+    if best == -np.inf:
+        raise ArtsError(DIVERGED)
     head.load_state_dict(kept)
     return head.eval(), curve
 
@@ -261,9 +268,11 @@ def trace_scores(item: LabelledTree, outputs: npt.NDArray[np.float64], aggregate
 
 def within_problem_auc(trees: Sequence[LabelledTree], scores: Sequence[npt.NDArray[np.float64]]) -> float:
     """Probability that a right trace outscores a wrong one of the same problem (ties count half), averaged over the
-    problems that have both; NaN if there are none."""
+    problems that have both; NaN if there are none, or a score is NaN, which compares with nothing."""
     areas = []
     for item, values in zip(trees, scores, strict=True):
+        if np.isnan(values).any():
+            return float("nan")
         right = np.array(list(item.correct.values()))
         if item.mixed:
             better = values[right][:, None] - values[~right][None, :]

@@ -30,7 +30,7 @@ from arts_plugin.settings import Settings
 from arts_plugin.training.dataset import LabelledTree
 from arts_plugin.training.losses import Forest, Loss
 from arts_plugin.training.packing import PackedTree, pack
-from arts_plugin.training.trainer import Head, forest_of, trace_scores, within_problem_auc
+from arts_plugin.training.trainer import DIVERGED, Head, forest_of, trace_scores, within_problem_auc
 from arts_plugin.value_head import ValueHead
 
 Say = Callable[[str], None]
@@ -231,12 +231,14 @@ def train(
     keep = _KeepBest(model, watch, save, say)
     trainer = _trainer(model, fit_on, settings, folder, keep)
     trainer.train()
-    if trainer.is_world_process_zero():
-        if keep.best == -np.inf:
-            raise ArtsError("training diverged: no epoch has a held-out loss that is a number; lower the learning rate")
-        made.save(folder)  # last: a folder with a card is whole
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
+    try:
+        if trainer.is_world_process_zero():
+            if keep.best == -np.inf:
+                raise ArtsError(DIVERGED)
+            made.save(folder)  # last: a folder with a card is whole
+    finally:  # the others would wait for a process that has failed
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
     return made
 
 

@@ -78,6 +78,33 @@ async def load(server: Server, prompts: list[list[int]], at_once: int, **more: A
     return made / (time.perf_counter() - began), made
 
 
+async def load_steps(server: Server, prompts: list[list[int]], at_once: int) -> tuple[float, int]:
+    """The same traces from a generator that knows nothing of trees, but asks for them line by line: what the server gives
+    to requests of this shape, whoever sends them."""
+    made = 0
+    waiting = iter([prompt for prompt in prompts for _ in range(TRACES)])
+    began = time.perf_counter()
+    async with httpx.AsyncClient(timeout=None, limits=httpx.Limits(max_connections=at_once)) as client:
+
+        async def worker() -> None:
+            nonlocal made
+            for prompt in waiting:
+                trace: list[int] = []
+                while len(trace) < LENGTH:
+                    body = {"model": "smollm2", "prompt": prompt + trace, "max_tokens": LENGTH - len(trace)}
+                    body |= {"stop": ["\n", *STOPS], "include_stop_str_in_output": True, "logprobs": 0}
+                    body |= {"temperature": 0.6, "top_p": 0.95, "top_k": 50, "return_token_ids": True}
+                    reply = (await client.post(f"{server.url}/completions", json=body)).json()
+                    choice = reply["choices"][0]
+                    trace += choice["token_ids"]
+                    made += reply["usage"]["completion_tokens"]
+                    if choice["finish_reason"] != "stop" or choice["stop_reason"] != "\n":
+                        break
+
+        await asyncio.gather(*(worker() for _ in range(at_once)))
+    return made / (time.perf_counter() - began), made
+
+
 def search(server: Server, questions: list[str], slots: int, **settings: Any) -> tuple[float, int, Counter]:
     """Tokens/s and tokens of a search of the same questions."""
     options = {"verifier": "logprob", "max_gen_toks": LENGTH, "budget_trajectories": TRACES, **settings}
@@ -109,6 +136,8 @@ def against_vllm(python: Path, rounds: int, levels: list[int]) -> None:
                 rates.setdefault("plain", []).append(plain)
                 told = asyncio.run(load(server, prompts[:n], at_once, logprobs=0, return_token_ids=True))
                 rates.setdefault("plain, logprobs", []).append(told)
+                lines = asyncio.run(load_steps(server, prompts[:n], at_once))
+                rates.setdefault("plain, line by line", []).append(lines)
                 ways = {
                     "best_of_n": {"strategy": "best_of_n"},  # chains, which are asked for whole
                     "step by step": {"strategy": "best_of_n", "budget_nodes": 1 << 20},
@@ -118,11 +147,14 @@ def against_vllm(python: Path, rounds: int, levels: list[int]) -> None:
                     rate, made, counter = search(server, QUESTIONS[:n], at_once, **settings)
                     rates.setdefault(way, []).append((rate, made))
             base = statistics.median(rate for rate, _ in rates["plain"])
+            steps = statistics.median(rate for rate, _ in rates["plain, line by line"])
             for way, pairs in rates.items():
                 rate = statistics.median(rate for rate, _ in pairs)
                 tokens = statistics.median(tokens for _, tokens in pairs)
                 print(
-                    f"{at_once:3} at once, {way:15} {rate:7.1f} tokens/s of {tokens:.0f}, {rate / base:.2f}", flush=True
+                    f"{at_once:3} at once, {way:19} {rate:7.1f} tokens/s of {tokens:.0f}, {rate / base:.2f} of plain, "
+                    f"{rate / steps:.2f} of line by line",
+                    flush=True,
                 )
             share = counter.cached / max(1, counter.sent)
             print(f"{at_once:3} at once, arts: {share:.3f} of the prompt tokens from the cache", flush=True)

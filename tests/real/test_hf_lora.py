@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from arts_plugin.plugins import plugins
 from arts_plugin.run import read_trees
 from arts_plugin.settings import Settings
 from arts_plugin.training.dataset import read_runs
-from arts_plugin.training.trainer import split
+from arts_plugin.training.train import train
+from arts_plugin.training.trainer import TrainingSettings, split
 from tests.models import THREADS, smollm2
 
 torch = pytest.importorskip("torch")
@@ -31,6 +33,7 @@ pytest.importorskip("peft")
 from scipy.stats import spearmanr  # noqa: E402
 
 from arts_hf.export import export  # noqa: E402
+from arts_hf.lora import LoraSettings  # noqa: E402
 from arts_plugin.backbone_verifier import BackboneVerifier  # noqa: E402
 
 POOLS = Path(__file__).parents[2] / "examples" / "verifier"
@@ -142,6 +145,18 @@ def test_a_search_that_it_guides(exported: Path) -> None:
     assert tree.cost.verifier_tokens > 0
 
 
+def test_a_search_that_it_guides_without_export(lora: Path) -> None:
+    """Under backend `hf` too, as it was trained: flows at all states, read in new tokens alone."""
+    settings = {"max_gen_toks": 48, "budget_trajectories": 3, "n_ctx": 2048, "slots": 4, "dtype": "float32"}
+    with Arts(backend="hf", model=smollm2(), verifier=str(lora), n_threads=THREADS, **settings) as arts:
+        tree = arts.solve("Tom has 3 pens and buys 2 more. How many pens does he have now?")
+        again = arts.verifier.score_recorded(tree)  # type: ignore[union-attr]
+    assert tree.scorer == "rfm" and tree.select in {"flow", "weighted_vote"}
+    flows = np.array([node.log_flow for node in tree.nodes])
+    assert np.allclose(flows, again, atol=1e-3) and len(set(flows)) > 2
+    assert 0 < tree.cost.verifier_tokens <= 1.2 * (tree.cost.decoded_tokens + tree.cost.prompt_tokens)
+
+
 def test_on_the_proposer(lora: Path, exported: Path) -> None:
     """`lora=`: under either backend the adapter moves what the model thinks of a text, by about the same."""
     context, continuation = "Question: What is 2 plus 3?\nAnswer:", " 2 plus 3 is 5."
@@ -197,7 +212,36 @@ train([sys.argv[1]], sys.argv[2], loss="rfm", lora=lora, settings=TrainingSettin
 """
 
 
-def test_two_processes_equal_one(run: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A backbone that learns in seconds."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=49152, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=4096, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    from arts_hf.loading import load
+
+    folder = tmp_path_factory.mktemp("tiny")
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    load(Settings.of(model=smollm2(), device="cpu")).tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_training_that_diverges_is_no_verifier(run: Path, tiny: Path, tmp_path: Path) -> None:
+    """The folder may hold what an earlier epoch or training left, but no card speaks for it."""
+    out = tmp_path / "verifier"
+    lora = LoraSettings(str(tiny), epochs=1, batch_problems=1, dropout=0.0, dtype="float32", device="cpu", hidden=8)
+    settings = TrainingSettings(validation=0.4)
+    train([run], out, loss="rfm", lora=lora, settings=settings, say=str)
+    assert checkpoint.load(out, Settings.of(dtype="float32", device="cpu")).card.training["head_rate"] == 1e-3
+    wild = replace(lora, head_rate=1e30, learning_rate=1e30)
+    with pytest.raises(ArtsError, match="training diverged: no epoch has a held-out loss that is a number"):
+        train([run], out, loss="rfm", lora=wild, settings=settings, say=str)
+    assert not (out / checkpoint.CARD_FILE).exists()
+
+
+def test_two_processes_equal_one(run: Path, tiny: Path, tmp_path: Path) -> None:
     """The same trees in each optimiser step, so the same weights; the first process alone writes."""
     trees, _ = read_runs([run.parent / "all"], with_features=False)
     sides = split(trees, 0.4, 0)
@@ -209,16 +253,6 @@ def test_two_processes_equal_one(run: Path, tmp_path: Path) -> None:
         (even / file).write_bytes((run.parent / "all" / file).read_bytes())
     kept = [line for line in (run.parent / "all" / "trees.jsonl").open() if json.loads(line)["meta"]["id"] in ids]
     (even / "trees.jsonl").write_text("".join(kept))
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=49152, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=4096, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-    from arts_hf.loading import load
-
-    tiny = tmp_path / "tiny"
-    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tiny)
-    load(Settings.of(model=smollm2(), device="cpu")).tokenizer.save_pretrained(tiny)
     script = tmp_path / "train.py"
     script.write_text(TRAIN)
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}

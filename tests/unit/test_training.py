@@ -2,9 +2,11 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +252,19 @@ def test_training_again_resumes(run: Path, trained: Path) -> None:
     other = TrainingSettings(hidden=12, heads=1, epochs=2)
     train([run], trained.parent / "other", settings=other, say=said.append)
     assert not any("is kept" in line for line in said)
+
+
+def test_a_training_that_diverges_is_no_verifier(run: Path, trained: Path, tmp_path: Path) -> None:
+    """Scores that are no numbers compare with nothing, so no epoch is better than none; what the folder held before is
+    not passed off as this training's."""
+    shutil.copytree(trained, tmp_path / "v")
+    wild = replace(QUICK, learning_rate=1e30)
+    with pytest.raises(ArtsError, match="training diverged: no epoch has a held-out loss that is a number; lower"):
+        train([run], tmp_path / "v", settings=wild, name="mine", say=lambda line: None)
+    assert not (tmp_path / "v" / checkpoint.CARD_FILE).exists()
+    with pytest.raises(ArtsError):
+        checkpoint.load(tmp_path / "v")
+    assert checkpoint.load(tmp_path / "v" / "baselines" / "prm").card.name == "prm"
 
 
 # Rescoring and comparing.
