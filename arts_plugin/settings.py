@@ -23,6 +23,7 @@ Attention = Literal["sdpa", "eager"]
 Quantize = Literal["4bit", "8bit"]
 AUTO_SLOTS = 0
 """`slots=auto`: the backend says how many there are, once its model is loaded."""
+_LARGEST_BIAS = 10_000  # logits are float32; far larger ones would make them infinite
 
 
 def _setting(
@@ -119,12 +120,15 @@ class Settings:
     repetition_penalty: float = _setting(
         1.0,
         "Divides the positive logits of tokens in the prompt and the trace, and multiplies negative ones; 1 is off.",
-        above=0,
+        low=0.01,
+        high=100,
     )
     frequency_penalty: float = _setting(
-        0.0, "Taken off a token's logit for each time that it is in the trace. In process."
+        0.0, "Taken off a token's logit for each time that it is in the trace. In process.", low=-100, high=100
     )
-    presence_penalty: float = _setting(0.0, "Taken off a token's logit if it is in the trace. In process.")
+    presence_penalty: float = _setting(
+        0.0, "Taken off a token's logit if it is in the trace. In process.", low=-100, high=100
+    )
     logit_bias: str | None = _setting(
         None, "Added to the logits of tokens: `id:bias` pairs, separated by `;` (-100 forbids one, practically)."
     )
@@ -327,7 +331,10 @@ def biases(text: str | None) -> tuple[tuple[int, float], ...]:
             raise SettingsError(
                 f"logit_bias has {pair!r}; it takes `id:bias` pairs, separated by `;`, like 42:-100;7:2.5"
             )
-        found[int(token)] = float(number("logit_bias", bias, float))
+        value = float(number("logit_bias", bias, float))
+        if abs(value) > _LARGEST_BIAS:
+            raise SettingsError(f"logit_bias has {pair!r}; a bias lies between -{_LARGEST_BIAS} and {_LARGEST_BIAS}")
+        found[int(token)] = value
     return tuple(sorted(found.items()))
 
 

@@ -34,6 +34,7 @@ EXAMPLES = "\n\n".join(
     for n in range(3, 9)
 )
 TRACES, LENGTH, STOPS = 8, 96, ["Question:"]
+WAVES = 4  # of traces, so that the last ones, which fill no server, are few
 QUESTIONS = [
     f"{EXAMPLES}\n\nQuestion: Ann has {n} bags of {n + 2} nuts and eats {n % 5}. How many are left?" for n in range(64)
 ]
@@ -129,7 +130,8 @@ def against_vllm(python: Path, rounds: int, levels: list[int]) -> None:
             prompts = [list(arts.backend.encode(question).token_ids) for question in QUESTIONS]
         print(f"prompts of {len(prompts[0])} tokens")
         for at_once in levels:
-            n = max(4, at_once // 8)
+            n = WAVES * at_once // TRACES
+            few = max(4, n // WAVES)  # `arts` begins with `at_once` branches a question
             rates: dict[str, list[tuple[float, int]]] = {}
             for _ in range(rounds):
                 plain = asyncio.run(load(server, prompts[:n], at_once))
@@ -144,7 +146,8 @@ def against_vllm(python: Path, rounds: int, levels: list[int]) -> None:
                     "arts": {"strategy": "arts"},
                 }
                 for way, settings in ways.items():
-                    rate, made, counter = search(server, QUESTIONS[:n], at_once, **settings)
+                    asked = QUESTIONS[: few if way == "arts" else n]
+                    rate, made, counter = search(server, asked, at_once, **settings)
                     rates.setdefault(way, []).append((rate, made))
             base = statistics.median(rate for rate, _ in rates["plain"])
             steps = statistics.median(rate for rate, _ in rates["plain, line by line"])
