@@ -1,4 +1,4 @@
-"""The comparison on disk and on the terminal: `bench.json`, `bench.md`, and a picture."""
+"""The comparison on disk and on the terminal: `bench.json`, `questions.jsonl` (a line a question), `bench.md`, and a picture."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ Plain = dict[str, Any]
 
 
 def write(result: Plain, folder: Path) -> Path:
-    """Write the numbers, the text and, with matplotlib, the picture; the text's path."""
-    (folder / "bench.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    """Write the numbers, those of each question, the text and, with matplotlib, the picture; the text's path."""
+    figures = {key: value for key, value in result.items() if key != "values"}
+    (folder / "bench.json").write_text(json.dumps(figures, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    lines = [json.dumps(value, allow_nan=False) + "\n" for value in result["values"]]
+    (folder / "questions.jsonl").write_text("".join(lines), encoding="utf-8")
     page = folder / "bench.md"
     page.write_text(text(result) + "\n", encoding="utf-8")
     try:

@@ -60,6 +60,10 @@ def compare_methods(methods: Sequence[Method], out: Path) -> Plain:
             for left in own
             for right in [GREEDY, MAJORITY, *best]
         ],
+        "values": [
+            {"id": question.id, "task": question.task, "right": {rule: float(v[i]) for rule, v in values.items()}}
+            for i, question in enumerate(pool)
+        ],
         "where": _where(pool, {rule: values[rule] for rule in chosen}, boot),
         "left_out": [*(f"{name}: {reason}" for name, run in runs.items() for reason in run.left_out), *notes],
     }

@@ -105,7 +105,12 @@ def test_what_is_written(folder: Path) -> None:
     result = compare_methods(three(), folder)
     page = write(result, folder)
     assert page.read_text() == text(result) + "\n"
-    assert json.loads((folder / "bench.json").read_text()) == result
+    values = [json.loads(line) for line in (folder / "questions.jsonl").read_text().splitlines()]
+    assert json.loads((folder / "bench.json").read_text()) | {"values": values} == result
+    # What is on the page follows from what each question says.
+    assert len({value["id"] for value in values}) == len(values) == result["questions"]
+    for row in result["rows"]:
+        assert np.mean([value["right"][row["label"]] for value in values]) == pytest.approx(row["accuracy"][0])
     assert (folder / "bench.png").stat().st_size > 5000
     assert f"- {verdicts(result)[0]}" in page.read_text()
 
