@@ -7,6 +7,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from server_searches import arts, impatient, registry, serve  # noqa: F401 - fixtures
+
 from arts_plugin import builtin
 from arts_plugin.plugins import Plugins
 
@@ -14,6 +16,6 @@ from arts_plugin.plugins import Plugins
 @pytest.fixture(scope="session")
 def plugins() -> Plugins:
     """The built-in plugins alone, whatever is installed here."""
-    registry = Plugins(load=False)
-    registry.register(builtin, "builtin")
-    return registry
+    made = Plugins(load=False)
+    made.register(builtin, "builtin")
+    return made

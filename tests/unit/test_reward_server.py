@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scripted_server import ScriptedServer, rewards_of
+from server_searches import Serve
 
 from arts_plugin.api import Arts
 from arts_plugin.errors import ArtsError, ModelError, RunFolderError, SettingsError
@@ -20,27 +21,7 @@ from arts_plugin.verifier import StateView
 from arts_server.faults import ServerError
 from arts_server.reward import RewardServer
 
-Serve = Callable[..., ScriptedServer]
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("arts_server.transport.FIRST_PAUSE", 0.005)
-    monkeypatch.setattr("arts_server.transport.TICK", 0.01)
-    monkeypatch.setattr("arts_server.replicas.FIRST_REST", 0.01)
-
-
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    made: list[ScriptedServer] = []
-
-    def make(**keywords: Any) -> ScriptedServer:
-        made.append(ScriptedServer(**keywords))
-        return made[-1]
-
-    yield make
-    for server in made:
-        server.kill()
+pytestmark = pytest.mark.usefixtures("impatient")
 
 
 @pytest.fixture
@@ -56,15 +37,6 @@ def opened() -> Iterator[Callable[..., RewardServer]]:
     yield make
     for verifier in made:
         verifier.close()
-
-
-@pytest.fixture
-def registry(plugins: Plugins) -> Iterator[Plugins]:
-    from arts_server import plugin
-
-    plugins.register(plugin, "server")
-    yield plugins
-    plugins.unregister(plugin)
 
 
 def view(handle: object, text: str, question: str = "q") -> StateView:

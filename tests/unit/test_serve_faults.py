@@ -17,8 +17,6 @@ from scripted import Oracle
 from scripted_server import ScriptedServer
 from served import HTTP, Serve, Served, ask, events, serving, until
 
-import arts_server.replicas
-import arts_server.transport
 from arts_plugin import RunFolderError
 from arts_plugin.plugins import Plugins
 from arts_plugin.run import RunFolder, read_trees
@@ -36,10 +34,7 @@ def serve(plugins: Plugins) -> Iterator[Serve]:
 
 
 @pytest.fixture
-def upstream(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedServer]:
-    monkeypatch.setattr(arts_server.transport, "FIRST_PAUSE", 0.005)
-    monkeypatch.setattr(arts_server.transport, "TICK", 0.01)
-    monkeypatch.setattr(arts_server.replicas, "FIRST_REST", 0.01)
+def upstream(impatient: None) -> Iterator[ScriptedServer]:
     server = ScriptedServer()
     yield server
     server.kill()

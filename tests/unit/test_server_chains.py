@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from scripted_server import STEPS, ScriptedServer
-from test_server_backend import Make, Serve, arts, impatient, registry, serve  # noqa: F401 - fixtures
+from scripted_completions import STEPS
+from scripted_server import ScriptedServer
+from server_searches import Make, Serve
 
 from arts_plugin.backend import Generation, Prompt
 from arts_plugin.settings import Settings
@@ -15,9 +16,11 @@ from arts_plugin.testing import run
 from arts_plugin.tree import ReasoningTree
 from arts_server.backend import ServerBackend
 
+pytestmark = pytest.mark.usefixtures("impatient")
+
 
 @pytest.fixture
-def search(serve: Serve, arts: Make) -> Callable[..., tuple[ReasoningTree, ScriptedServer]]:  # noqa: F811
+def search(serve: Serve, arts: Make) -> Callable[..., tuple[ReasoningTree, ScriptedServer]]:
     """A tree, and the server that was asked."""
 
     def solve(**settings: Any) -> tuple[ReasoningTree, ScriptedServer]:
@@ -52,11 +55,7 @@ def test_a_chain_is_a_request(search: Search) -> None:
     ("changes", "longest"),
     [({}, 64), ({"max_step_tokens": 5}, 5), ({"delimiter": "regex:\\d"}, 64), ({"delimiter": " "}, 64)],
 )
-def test_what_is_handed_out_is_what_was_generated(
-    changes: dict[str, Any],
-    longest: int,
-    serve: Serve,  # noqa: F811
-) -> None:
+def test_what_is_handed_out_is_what_was_generated(changes: dict[str, Any], longest: int, serve: Serve) -> None:
     """The traces are those that come as one step, token for token, however they are cut."""
     server = serve()
     backend = ServerBackend(Settings(backend="server", base_url=server.url, slots=4))
@@ -99,7 +98,7 @@ def test_the_limit_of_a_trace(search: Search) -> None:
     assert {t.stop for t in tree.trajectories()} == {"length"}
 
 
-def test_stop_strings_of_a_task(serve: Serve) -> None:  # noqa: F811
+def test_stop_strings_of_a_task(serve: Serve) -> None:
     server = serve()
     backend = ServerBackend(Settings(backend="server", base_url=server.url, slots=4))
     found = run(backend, Prompt("q", tuple(b"q\n")), Generation(stops=("answer",), chains=True), range(3))
@@ -119,7 +118,7 @@ def test_only_the_first_branch_goes_on_with_what_was_generated(search: Search) -
     assert len(set(texts(tree))) > 6
 
 
-def test_a_failure_costs_a_chain_nothing(search: Search, serve: Serve, arts: Make) -> None:  # noqa: F811
+def test_a_failure_costs_a_chain_nothing(search: Search, serve: Serve, arts: Make) -> None:
     whole, _ = search()
     server = serve()
     server.faults.extend(["half", "503", None, "garbage"])
@@ -132,10 +131,7 @@ def test_a_failure_costs_a_chain_nothing(search: Search, serve: Serve, arts: Mak
 @pytest.mark.parametrize("dialect", ["text", "vllm"])
 @pytest.mark.parametrize("budget", [20, 25, 30, 33])
 def test_streams_that_break_off_spend_no_more_than_the_budget(
-    dialect: str,
-    budget: int,
-    serve: Serve,  # noqa: F811
-    arts: Make,  # noqa: F811
+    dialect: str, budget: int, serve: Serve, arts: Make
 ) -> None:
     """What a try has cost is spent, and the next one asks for what is left."""
     server = serve(dialect=dialect)
@@ -150,10 +146,7 @@ def test_streams_that_break_off_spend_no_more_than_the_budget(
 
 @pytest.mark.parametrize("settings", [{}, {"budget_nodes": 100}, {"budget_tokens": 10_000}])
 def test_whole_replies_that_do_not_come_are_counted_once(
-    settings: dict[str, Any],
-    search: Search,
-    serve: Serve,  # noqa: F811
-    arts: Make,  # noqa: F811
+    settings: dict[str, Any], search: Search, serve: Serve, arts: Make
 ) -> None:
     """Nobody knows how much of them was generated."""
     whole, _ = search(**settings)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from scripted_server import Handler, ScriptedServer
-from test_server_backend import Make, Serve, arts, found, impatient, registry, serve  # noqa: F401 - fixtures
+from server_searches import Make, Serve
 
 from arts_plugin.backend import Generation, Prompt
 from arts_plugin.errors import ArtsError
@@ -24,6 +24,8 @@ from arts_server.likelihood import _read
 from arts_server.pieces import pieces
 from arts_server.reward import RewardServer, _numbers
 from arts_server.vocabulary import _token_list, whole
+
+pytestmark = pytest.mark.usefixtures("impatient")
 
 KEY = "sk-'very\\secret\""
 
@@ -66,11 +68,7 @@ def test_a_reply_that_echoes_the_request_shows_no_key(reader: str) -> None:
 
 @pytest.mark.parametrize("dialect", ["vllm", "llama-server", "text"])
 def test_a_server_that_only_echoes(
-    dialect: str,
-    serve: Serve,  # noqa: F811
-    arts: Make,  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    dialect: str, serve: Serve, arts: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     monkeypatch.setattr(Handler, "do_POST", lambda self: self.answer({"sent": dict(self.headers)}))
@@ -102,7 +100,7 @@ class TestWhoGetsIt:
             monkeypatch.setenv(variable, "own")
             assert made.headers("http://gpu:8001") == made.headers("http://other") == {"authorization": "Bearer own"}
 
-    def test_features(self, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    def test_features(self, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
         server, pooling = serve(), serve()
         elsewhere = pooling.url.replace("127.0.0.1", "localhost")
         for url, key in ((pooling.url, f"Bearer {KEY}"), (elsewhere, None)):
@@ -115,7 +113,7 @@ class TestWhoGetsIt:
         assert pooling.keys == {"Bearer own"}
         assert server.keys == {f"Bearer {KEY}"}
 
-    def test_rewards(self, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    def test_rewards(self, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
         judge = serve(rewards="/classify")
 
         def asked(**settings: Any) -> set[str | None]:
@@ -129,11 +127,7 @@ class TestWhoGetsIt:
         monkeypatch.setenv("ARTS_REWARD_API_KEY", "own")
         assert asked() == asked(backend="server", base_url="http://127.0.0.1:9/v1") == {"Bearer own"}
 
-    def test_a_refusal_names_the_right_variable(
-        self,
-        serve: Serve,  # noqa: F811
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
+    def test_a_refusal_names_the_right_variable(self, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
         judge = serve(rewards="/classify")
         judge.faults.extend(["401"] * 4)
         with pytest.raises(ArtsError, match="set ARTS_REWARD_API_KEY in the environment"):
@@ -151,12 +145,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[ScriptedServer]:
 
 
 @pytest.mark.parametrize("chat", ["plain", "template"])
-def test_half_a_surrogate_pair_fails_nobody(
-    chat: str,
-    server: ScriptedServer,
-    arts: Make,  # noqa: F811
-    tmp_path: Path,
-) -> None:
+def test_half_a_surrogate_pair_fails_nobody(chat: str, server: ScriptedServer, arts: Make, tmp_path: Path) -> None:
     """A browser cuts a text amid a character, and JSON can hold the half; UTF-8 cannot."""
     settings: dict[str, Any] = {"chat": chat, "trace": str(tmp_path / "run")}
     if server.dialect == "text" and chat == "template":
@@ -168,13 +157,13 @@ def test_half_a_surrogate_pair_fails_nobody(
     assert not any(tree.error or tree.meta.get("errors") for tree in trees)
 
 
-def test_half_a_surrogate_pair_is_judged(serve: Serve, arts: Make) -> None:  # noqa: F811
+def test_half_a_surrogate_pair_is_judged(serve: Serve, arts: Make) -> None:
     server = serve(rewards="/classify")
     with arts(server, verifier="reward", reward_url=server.url) as search:
         assert search.solve(HALF).n_finished == 6
 
 
-def test_json_that_utf_8_cannot_hold_is_escaped(serve: Serve) -> None:  # noqa: F811
+def test_json_that_utf_8_cannot_hold_is_escaped(serve: Serve) -> None:
     """Whoever else sends such a text: the engine does not end."""
     server = serve()
     backend = ServerBackend(Settings(backend="server", base_url=server.url))

@@ -30,11 +30,8 @@ WARM = Generation(Sampling(temperature=1.0), max_gen_toks=60)
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waiting is told in hundredths of what it is for users."""
-    monkeypatch.setattr("arts_server.transport.FIRST_PAUSE", 0.005)
-    monkeypatch.setattr("arts_server.transport.TICK", 0.01)
-    monkeypatch.setattr("arts_server.replicas.FIRST_REST", 0.01)
+def impatient(impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pauses of the probe at the start as well."""
     monkeypatch.setattr("arts_server.dialect._PAUSES", (0.005, 0.01, 0.02))
 
 
