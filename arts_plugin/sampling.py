@@ -118,8 +118,9 @@ def candidates(row: FloatArray, sampling: Sampling, log_z: float) -> tuple[IntAr
         ids = _nucleus(row, sampling, log_z)
         if sampling.min_p > 0:
             ids = ids[row[ids] >= row[ids[0]] + np.log(sampling.min_p)]
-    scaled = row[ids].astype(np.float64) / sampling.temperature
-    weights = np.exp(scaled - scaled.max())
+    values = row[ids].astype(np.float64)
+    with np.errstate(over="ignore"):  # at a temperature next to nothing all but the largest are infinitely unlikely
+        weights = np.exp((values - values.max()) / sampling.temperature)
     return ids, weights / weights.sum()
 
 

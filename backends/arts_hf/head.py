@@ -248,8 +248,8 @@ def _place(values: Array, kept: Array, sampling: Sampling, uniforms: Array) -> A
     """Where the uniforms of the inverse CDF fall among the first `kept` of each row: [n]."""
     if sampling.temperature == 0:
         return np.zeros(len(values), dtype=np.int64)
-    scaled = values / sampling.temperature
-    weights = np.exp(scaled - scaled[:, :1])
+    with np.errstate(over="ignore"):
+        weights = np.exp((values - values[:, :1]) / sampling.temperature)
     weights[np.arange(values.shape[1])[None] >= kept[:, None]] = 0
     cumulative = np.cumsum(weights / weights.sum(1, keepdims=True), 1)
     last = cumulative[np.arange(len(values)), kept - 1]

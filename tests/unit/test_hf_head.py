@@ -45,6 +45,7 @@ def test_slices_give_what_the_whole_gives(finish: Any) -> None:
 SETTINGS = [
     Sampling(),
     Sampling(temperature=0.0),
+    Sampling(temperature=5e-324),
     Sampling(temperature=1.3, top_k=5, top_p=0.7),
     Sampling(top_k=0, top_p=0.9),
     Sampling(top_k=0, top_p=1.0, min_p=0.05),

@@ -100,7 +100,7 @@ def test_greedy_takes_the_first_of_equals() -> None:
 def test_a_temperature_next_to_nothing_is_greedy() -> None:
     row = np.array([30, 29, -5], dtype=np.float32)
     with np.errstate(all="raise", under="ignore"):
-        for temperature in (1e-4, 1e-30, 1e-305):
+        for temperature in (1e-4, 1e-30, 1e-305, 5e-324):
             ids, probabilities = candidates(row, Sampling(temperature, top_k=3, top_p=1.0), 30.3)
             assert dict(zip(ids.tolist(), probabilities.tolist(), strict=True)) == {0: 1.0, 1: 0.0, 2: 0.0}
 
