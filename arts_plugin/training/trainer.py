@@ -238,7 +238,7 @@ def _fit_one(
             row = (float(np.mean(losses)), *_watch(head, watch, held_out, loss))
             curve.rows.append(row)
             report(epoch, row)
-            figure = -row[1] if np.isnan(row[2]) else row[2]
+            figure = merit(row[1], row[2])
             if figure > best:
                 best, curve.best, kept = figure, epoch, {k: v.clone() for k, v in head.state_dict().items()}
             elif epoch - curve.best >= settings.patience:
@@ -247,6 +247,11 @@ def _fit_one(
         raise ArtsError(DIVERGED)
     head.load_state_dict(kept)
     return head.eval(), curve
+
+
+def merit(held_loss: float, auc: float) -> float:
+    """What epochs are chosen by, the more the better: the AUC, or the loss where there is none; NaN if neither is a number."""
+    return -held_loss if np.isnan(auc) else auc
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ from arts_plugin.settings import Settings
 from arts_plugin.training.dataset import LabelledTree
 from arts_plugin.training.losses import Forest, Loss
 from arts_plugin.training.packing import PackedTree, pack
-from arts_plugin.training.trainer import DIVERGED, Head, forest_of, trace_scores, within_problem_auc
+from arts_plugin.training.trainer import DIVERGED, Head, forest_of, merit, trace_scores, within_problem_auc
 from arts_plugin.value_head import ValueHead
 
 Say = Callable[[str], None]
@@ -126,7 +126,7 @@ class _KeepBest(transformers.TrainerCallback):
         if not state.is_world_process_zero:
             return
         loss, auc = evaluate(self.model, self.held_out)
-        figure = -loss if np.isnan(auc) else auc
+        figure = merit(loss, auc)
         better = figure > self.best
         self.rows.append((loss, auc))
         self.say(f"epoch {state.epoch:.0f}: held-out loss {loss:.4f}, AUC {auc:.3f}{' (kept)' if better else ''}")

@@ -60,30 +60,19 @@ class Counter:
         transport.ask = counting
 
 
-async def load(server: Server, prompts: list[list[int]], at_once: int, **more: Any) -> tuple[float, int]:
-    """Tokens/s and tokens of whole traces, `TRACES` of each prompt, `at_once` of them at any time."""
+async def load(
+    server: Server, prompts: list[list[int]], at_once: int, delimiter: str | None = None, **more: Any
+) -> tuple[float, int]:
+    """Tokens/s and tokens of whole traces, `TRACES` of each prompt, `at_once` of them at any time.
+
+    With a delimiter they are asked for line by line, by a generator that knows nothing of trees: what the server gives to
+    requests of this shape, whoever sends them.
+    """
     made = 0
     waiting = iter([prompt for prompt in prompts for _ in range(TRACES)])
-    began = time.perf_counter()
-    async with httpx.AsyncClient(timeout=None, limits=httpx.Limits(max_connections=at_once)) as client:
-
-        async def worker() -> None:
-            nonlocal made
-            for prompt in waiting:
-                body = {"model": "smollm2", "prompt": prompt, "max_tokens": LENGTH, "stop": STOPS, **more}
-                body |= {"temperature": 0.6, "top_p": 0.95, "top_k": 50}
-                reply = (await client.post(f"{server.url}/completions", json=body)).json()
-                made += reply["usage"]["completion_tokens"]
-
-        await asyncio.gather(*(worker() for _ in range(at_once)))
-    return made / (time.perf_counter() - began), made
-
-
-async def load_steps(server: Server, prompts: list[list[int]], at_once: int) -> tuple[float, int]:
-    """The same traces from a generator that knows nothing of trees, but asks for them line by line: what the server gives
-    to requests of this shape, whoever sends them."""
-    made = 0
-    waiting = iter([prompt for prompt in prompts for _ in range(TRACES)])
+    body: dict[str, Any] = {"model": "smollm2", "temperature": 0.6, "top_p": 0.95, "top_k": 50, "stop": STOPS, **more}
+    if delimiter is not None:
+        body |= {"stop": [delimiter, *STOPS], "include_stop_str_in_output": True, "return_token_ids": True}
     began = time.perf_counter()
     async with httpx.AsyncClient(timeout=None, limits=httpx.Limits(max_connections=at_once)) as client:
 
@@ -92,15 +81,13 @@ async def load_steps(server: Server, prompts: list[list[int]], at_once: int) -> 
             for prompt in waiting:
                 trace: list[int] = []
                 while len(trace) < LENGTH:
-                    body = {"model": "smollm2", "prompt": prompt + trace, "max_tokens": LENGTH - len(trace)}
-                    body |= {"stop": ["\n", *STOPS], "include_stop_str_in_output": True, "logprobs": 0}
-                    body |= {"temperature": 0.6, "top_p": 0.95, "top_k": 50, "return_token_ids": True}
-                    reply = (await client.post(f"{server.url}/completions", json=body)).json()
-                    choice = reply["choices"][0]
-                    trace += choice["token_ids"]
+                    asked = body | {"prompt": prompt + trace, "max_tokens": LENGTH - len(trace)}
+                    reply = (await client.post(f"{server.url}/completions", json=asked)).json()
                     made += reply["usage"]["completion_tokens"]
-                    if choice["finish_reason"] != "stop" or choice["stop_reason"] != "\n":
+                    choice = reply["choices"][0]
+                    if delimiter is None or choice["stop_reason"] != delimiter:
                         break
+                    trace += choice["token_ids"]
 
         await asyncio.gather(*(worker() for _ in range(at_once)))
     return made / (time.perf_counter() - began), made
@@ -138,7 +125,7 @@ def against_vllm(python: Path, rounds: int, levels: list[int]) -> None:
                 rates.setdefault("plain", []).append(plain)
                 told = asyncio.run(load(server, prompts[:n], at_once, logprobs=0, return_token_ids=True))
                 rates.setdefault("plain, logprobs", []).append(told)
-                lines = asyncio.run(load_steps(server, prompts[:n], at_once))
+                lines = asyncio.run(load(server, prompts[:n], at_once, "\n", logprobs=0))
                 rates.setdefault("plain, line by line", []).append(lines)
                 ways = {
                     "best_of_n": {"strategy": "best_of_n"},  # chains, which are asked for whole
