@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from arts_plugin.backend import EngineStats, FloatArray, Generation, OpenCost, Prompt, Sampling, StepResult
+from arts_plugin.engine.alone import RECENT_IN_ORDER, begin_alone, is_alone
 from arts_plugin.engine.ends import adjustments, close, finish_short, position, take
 from arts_plugin.engine.guides import Guides
 from arts_plugin.engine.hidden import tree_features
@@ -44,6 +45,7 @@ class BranchEngine:
         self.points: list[Point] = []  # those that hold a sequence, oldest first
         self.recent: deque[KvSequence] = deque()
         self.priming: list[Point] = []
+        self.in_order = True  # whether the cells of `recent` lie in the order in which they were computed
 
     # States.
     def open(self, prompt: Prompt, generation: Generation, problem: int) -> BranchState:
@@ -197,8 +199,11 @@ class BranchEngine:
     def _restore(self, point: Point, run: Run) -> None:
         """Compute a point's tokens but the last, and have the last computed in the next round's batch."""
         question = point.question
+        alone = self.runtime.steady_rows is not None and not question.opened and is_alone(self)
+        if alone:
+            begin_alone(self, point)
         # The shared part is copied before room is made, so that its cells cannot be among those given up.
-        made = self._begin_sequence(point.tokens, len(point.tokens) - 1, keep=point)
+        made = self._begin_sequence(point.tokens, len(point.tokens) - 1, keep=point, alone=alone)
         if made is None:
             return
         sequence, shared = made
@@ -216,19 +221,27 @@ class BranchEngine:
             self.stats.prefilled_tokens += missing
             self.stats.shared_tokens += shared
 
-    def _begin_sequence(self, tokens: array[int], end: int, keep: Point | None = None) -> tuple[KvSequence, int] | None:
+    def _begin_sequence(
+        self, tokens: array[int], end: int, keep: Point | None = None, *, alone: bool = False
+    ) -> tuple[KvSequence, int] | None:
         """A sequence with the first `end` of `tokens`, and how many of them were found; None if there is no room."""
         if not make_room(self, 0, need_id=True, keep=keep):
             return None
         source, shared = self.kv.best_source(tokens, end)
+        rows = self.runtime.steady_rows if alone else None
+        if source is not None and rows is not None:
+            shared = min(shared, len(source) - 1) // rows * rows  # what the same batches computed
         sequence = self.kv.new(source, shared)
         # The cell of the row that follows, and one for each other row of the next batch, are wanted as well.
         if not make_room(self, end - shared + 1 + len(self.running) + len(self.priming), keep=keep):
             self.kv.drop(sequence)
             return None
+        self.in_order = self.in_order and alone
+        size = rows or max(1, end - shared)
         began = time.perf_counter()
         try:
-            self.runtime.prefill(sequence, tokens[shared:end])
+            for start in range(shared, end, size):
+                self.runtime.prefill(sequence, tokens[start : min(start + size, end)])
         except BaseException as error:
             self.kv.drop(sequence)  # an interrupted prefill must not be found and shared later
             if isinstance(error, CacheFullError):
@@ -360,5 +373,6 @@ class BranchEngine:
     def keep_recent(self, sequence: KvSequence) -> None:
         """Keep a sequence that nobody uses until others push it out or its cells are wanted."""
         self.recent.append(sequence)
-        if len(self.recent) > RECENT_PROMPTS:
+        while len(self.recent) > (RECENT_IN_ORDER if self.in_order else RECENT_PROMPTS):
             self.kv.drop(self.recent.popleft())
+            self.in_order = False

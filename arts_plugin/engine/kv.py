@@ -30,6 +30,10 @@ class Memory(Protocol):
         """The tokens of a sequence from position `start` on are gone."""
         ...
 
+    def clear(self) -> None:
+        """All cells are free, and handed out in order again."""
+        ...
+
     def first_position(self, sequence: int) -> int:
         """The first position that is still whole in every layer (layers with a sliding window may overwrite)."""
         ...
@@ -135,6 +139,13 @@ class KvCache:
         self._release(sequence.cells)
         self._memory.remove(sequence.id, 0)
         self._free_ids.append(sequence.id)
+
+    def clear(self) -> None:
+        """Drop what is left, and hand out cells from the first one on."""
+        for sequence in list(self.sequences.values()):
+            self.drop(sequence)
+        self._free_cells = array("i", range(self.n_cells - 1, -1, -1))
+        self._memory.clear()
 
     def _release(self, cells: array[int]) -> None:
         held = _view(cells)

@@ -93,6 +93,8 @@ class Runtime(Protocol):
         n_batch: rows of one call, at most.
         feature_rows, score_rows: how many rows of one call are sensible when hidden states, or the whole vocabulary,
             are wanted of each.
+        steady_rows: rows of one call with which the outcome depends on nothing else as long as cells lie in the order of
+            their positions, however many lie between them; None if no number ensures that.
     """
 
     kv: KvCache
@@ -100,6 +102,7 @@ class Runtime(Protocol):
     n_batch: int
     feature_rows: int
     score_rows: int
+    steady_rows: int | None
 
     @property
     def model(self) -> Vocabulary:

@@ -17,6 +17,9 @@ class NoMemory:
     def remove(self, sequence: int, start: int) -> None:
         """Nothing: a free cell is overwritten."""
 
+    def clear(self) -> None:
+        """Cells are addressed by number."""
+
     def first_position(self, sequence: int) -> int:
         """Every cell stays whole."""
         return 0

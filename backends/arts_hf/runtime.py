@@ -33,6 +33,7 @@ class HfRuntime(PoolDecoder):
 
     feature_rows = 256
     score_rows = 256
+    steady_rows: int | None = None  # its matrix products choose their kernels by shape
 
     def __init__(self, model: Any, vocabulary: HfVocabulary, settings: Settings, features: bool) -> None:
         self.model, self.features = vocabulary, features

@@ -77,6 +77,9 @@ class _Memory:
     def remove(self, sequence: int, start: int) -> None:
         self._lib.llama_memory_seq_rm(self._handle, sequence, start, -1)
 
+    def clear(self) -> None:
+        self._lib.llama_memory_clear(self._handle, False)
+
     def first_position(self, sequence: int) -> int:
         return int(self._lib.llama_memory_seq_pos_min(self._handle, sequence))
 
@@ -90,6 +93,7 @@ class LlamaContext:
 
     feature_rows = 64  # each of them costs a vocabulary projection, wanted or not
     score_rows = 128  # each of them is as wide as the vocabulary
+    steady_rows: int | None = 32  # from 64 on, ggml's flash attention on a CPU adds up cells in tiles
 
     def __init__(self, model: LlamaModel, settings: Settings, features: bool) -> None:
         self.model, self.features, self.lib = model, features, model.lib

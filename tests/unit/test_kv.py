@@ -31,6 +31,11 @@ class Memory:
         self.calls.append(("remove", sequence, start))
         self.positions[sequence] = [p for p in self.positions.get(sequence, []) if p < start]
 
+    def clear(self) -> None:
+        """Nothing is held."""
+        self.calls.append(("clear",))
+        assert not any(self.positions.values())
+
     def first_position(self, sequence: int) -> int:
         """The first position that is whole in every layer."""
         return self.first.get(sequence, 0)
