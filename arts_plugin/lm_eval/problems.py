@@ -80,13 +80,14 @@ def task_problems(arts: Arts, tasks: Sequence[Any], limit: int | None = None) ->
         for instance in list(task.instances):
             context = instance.args[0]
             settings, stops = settings_of(instance, arts.settings, said)
+            settings = arts.resolved(settings)
             chat = chats.behind(context)
             yield Problem(
                 id=f"{instance.task_name}-{instance.doc_id}",
                 question=chat.messages[-1]["content"] if chat else str(context),
                 prompt=chats.prompt(context, settings.chat),
                 gold=str(task.doc_to_target(instance.doc)),
-                judge=_judge(task, instance, settings.think_end_token),
+                judge=_judge(task, instance, settings.think_end_token, stops),
                 stops=stops,
                 settings=settings,
                 subject=str(instance.doc.get("subject") or ""),
@@ -101,7 +102,7 @@ def _grader_of(task: Any) -> str:
     return f"{task.config.task}: {task.primary}, {task.filter_name}" if hasattr(task, "judged") else ""
 
 
-def _judge(task: Any, instance: Any, think_end: str | None) -> Judge:
+def _judge(task: Any, instance: Any, think_end: str | None, stops: Sequence[str]) -> Judge:
     """What the task says of a trajectory's text; thinking is no answer.
 
     A task of ours is right and votes as in the run folders of lm-eval. Another is right if any of its filters finds a right
@@ -109,7 +110,7 @@ def _judge(task: Any, instance: Any, think_end: str | None) -> Judge:
     """
 
     def judged(trajectory: Trajectory) -> Verdict:
-        text = answer_of(trajectory.text, think_end)
+        text = answer_of(trajectory.text, think_end, stops)
         if hasattr(task, "judged"):
             return Verdict(*task.judged(instance, text))
         return Verdict(_right(task, instance, text), trajectory.answer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -143,6 +143,15 @@ class HfVocabulary:
     @cached_property
     def _adds_space(self) -> bool:
         return self.tokenize("\na") != [*self.tokenize("\n"), *self.tokenize("a")]
+
+    def controls(self, text: str) -> Mapping[int, str]:
+        """The control tokens that `text` spells: id -> spelling."""
+        ids = {token.content: id for id, token in self._added.items() if token.special}
+        return {ids[spelled]: spelled for spelled in self.special.findall(text) if spelled in ids}
+
+    def spelling(self, token: int) -> str | None:
+        """The text of a control token, or of another that the tokeniser never splits; None for any other id."""
+        return self._added[token].content if token in self._added else None
 
     def encode(self, text: str) -> Prompt:
         """A plain prompt: user text, so no special tokens; BOS if the model wants one."""

@@ -1,0 +1,90 @@
+"""What ends a trace and a model's thinking: texts, and the control tokens that are spelled in them.
+
+A control token stands for no text, so a text that spells one (`<|im_start|>user`) is matched by the token's id where a
+model or a server tells ids. Stop strings that stay in the text of a trace unseen are matched through marks, those of the
+end of thinking are shown: a reader has to find it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from arts_plugin.backend import Prompt
+from arts_plugin.steps import Delimiter, StepEnd, StepScanner, mark
+
+Controls = Callable[[str], Mapping[int, str]]
+"""The control tokens that a text spells: id -> spelling."""
+
+_OPENERS = (("/", ""), ("END_", "START_"), ("end_of_", "begin_of_"))
+"""How the texts that open thinking are told from those that end it: `</think>`, `[/THINK]`, `<|END_THINKING|>`, ..."""
+
+
+def opener(think_end: str | None) -> str:
+    """The text that opens the thinking which `think_end` ends; empty if that cannot be told."""
+    text = think_end or ""
+    return next((text.replace(end, start, 1) for end, start in _OPENERS if end in text), "")
+
+
+def begun(prompt: Prompt, think_end: str | None) -> Literal["opened", "closed", ""]:
+    """Whether a prompt has opened the model's thinking, or has closed it already; empty where it says nothing.
+
+    Only what follows the user's last message counts, or the very end of a plain prompt: templates put it there, and the
+    messages may speak of anything.
+    """
+    if not think_end:
+        return ""
+    start, whole = opener(think_end), prompt.text.rstrip()
+    if not prompt.user:
+        return "closed" if whole.endswith(think_end) else "opened" if start and whole.endswith(start) else ""
+    tail = whole.rpartition(prompt.user)[2]
+    ended, started = tail.rfind(think_end), tail.rfind(start) if start else -1
+    return "" if ended == started == -1 else "closed" if ended > started else "opened"
+
+
+@dataclass(frozen=True, slots=True)
+class TraceEnds:
+    """Where the traces of one question end.
+
+    Attributes:
+        stops: strings that end a trace; of one that spells control tokens also the form in which marks stand for them.
+        think_end: the text that ends the thinking; None where there is none, or where the prompt has ended it.
+        marks: what stands in a scanner's text for a control token: its spelling, if it belongs to the thinking's end or
+            beginning, else a mark, which is never shown.
+    """
+
+    stops: tuple[str, ...] = ()
+    think_end: str | None = None
+    marks: Mapping[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, stops: tuple[str, ...], think_end: str | None, prompt: Prompt, controls: Controls) -> TraceEnds:
+        """The ends of the traces of `prompt`, with the control tokens that they spell.
+
+        Args:
+            controls: finds control tokens in a text.
+        """
+        if begun(prompt, think_end) == "closed":
+            think_end = None
+        marks = dict(controls(f"{think_end} {opener(think_end)}")) if think_end else {}
+        found = list(stops)
+        for stop in stops:
+            spelled = sorted(controls(stop).items(), key=lambda item: -len(item[1]))
+            for token, text in spelled:
+                stop = stop.replace(text, marks.setdefault(token, mark(len(marks))))
+            found.append(stop)
+        return cls(tuple(dict.fromkeys(found)), think_end, marks)
+
+    def scanner(self, delimiter: Delimiter) -> StepScanner:
+        """A scanner at the beginning of a trace."""
+        return StepScanner(delimiter, self.stops, self.think_end)
+
+    def push(self, scanner: StepScanner, token: int, piece: bytes) -> StepEnd | None:
+        """Show a token to a scanner; see `StepScanner.push`."""
+        found = self.marks.get(token, "")
+        return scanner.push(b"" if found else piece, found)
+
+    def ends_thinking(self, scanner: StepScanner, token: int) -> bool:
+        """Whether a token that may end generations ends the model's thinking here instead."""
+        return scanner.thinking and self.think_end is not None and self.marks.get(token) == self.think_end
