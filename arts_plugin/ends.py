@@ -36,11 +36,13 @@ def begun(prompt: Prompt, think_end: str | None) -> Literal["opened", "closed", 
     if not think_end:
         return ""
     start, whole = opener(think_end), prompt.text.rstrip()
-    if not prompt.user:
-        return "closed" if whole.endswith(think_end) else "opened" if start and whole.endswith(start) else ""
-    tail = whole.rpartition(prompt.user)[2]
-    ended, started = tail.rfind(think_end), tail.rfind(start) if start else -1
-    return "" if ended == started == -1 else "closed" if ended > started else "opened"
+    if whole.endswith(think_end):
+        return "closed"
+    tail = whole.rpartition(prompt.user)[2] if prompt.user else whole[-len(start) :]
+    started = tail.rfind(start) if start else -1
+    if started == -1:
+        return ""
+    return "closed" if tail.rfind(think_end) > started else "opened"
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from arts_plugin.serve import answers, protocol
 from arts_plugin.serve.protocol import Ask, BadRequestError, Kind, Limits
 from arts_plugin.serve.service import News, Service
-from arts_plugin.serve.thinking import Parting
 
 log = logging.getLogger(__name__)
 
@@ -163,11 +162,10 @@ class App:
 
     async def _events(self, request: Request, ask: Ask, heard: asyncio.Queue[News], first: News) -> AsyncIterator[str]:
         yield _event(answers.chunk(ask, self.model, None))
-        parting = Parting(ask.settings.think_end_token if ask.kind == "chat" else None)
         news: News | None = first
         while news is not None and news.kind in {"begun", "text"}:
-            for part, thinking in parting.feed(news.text):
-                yield _event(answers.chunk(ask, self.model, part, thinking=thinking))
+            if news.text:
+                yield _event(answers.chunk(ask, self.model, news.text, thinking=news.thinking))
             while True:
                 try:
                     news = await _hear(request, heard, _BREATH)
@@ -179,9 +177,7 @@ class App:
         if news.tree is None:
             yield _event(answers.problem(news.text, _STATUS[news.kind][1]))
             return
-        for part, thinking in parting.rest():
-            yield _event(answers.chunk(ask, self.model, part, thinking=thinking))
-        last = answers.chunk(ask, self.model, "", answers.finish_reason(news.tree))
+        last = answers.chunk(ask, self.model, "", answers.finish_reason(news.tree, news.stopped))
         yield _event({**last, "arts": answers.about(news.tree)})
         if ask.usage:
             yield _event(answers.closing(ask, self.model, news.tree))
