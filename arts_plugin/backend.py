@@ -178,7 +178,8 @@ class EngineStats:
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
     """What a backend knows of its model. `n_ctx` is the longest prompt plus trajectory, in tokens; `bos` and
-    `eos` are token ids, -1 where there is none."""
+    `eos` are token ids, -1 where there is none; `counted` says whether a prompt's `token_ids` are the model's tokens, and not
+    stand-ins whose number means nothing."""
 
     name: str
     n_ctx: int
@@ -189,6 +190,7 @@ class ModelInfo:
     n_params: int = 0
     chat_template: str | None = None
     details: dict[str, Any] = field(default_factory=dict)
+    counted: bool = True
 
 
 @runtime_checkable

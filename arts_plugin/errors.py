@@ -7,7 +7,10 @@ from collections.abc import Iterable
 
 
 class ArtsError(Exception):
-    """Base class of every error that arts-plugin raises on purpose."""
+    """Base class of every error that arts-plugin raises on purpose. `code` is what OpenAI's API calls it, if it has a name
+    for it."""
+
+    code: str | None = None
 
 
 class SettingsError(ArtsError, ValueError):
@@ -24,6 +27,14 @@ class ModelError(ArtsError):
 
 class PromptTooLongError(ArtsError):
     """A prompt leaves no room for a single generated token. Refused for its question alone."""
+
+    code: str | None = "context_length_exceeded"
+
+
+class EmptyPromptError(PromptTooLongError):
+    """A prompt has no token that a model could begin from."""
+
+    code = None
 
 
 class RunFolderError(ArtsError):

@@ -23,7 +23,7 @@ from arts_plugin.engine.likelihood import loglikelihood
 from arts_plugin.engine.room import make_room
 from arts_plugin.engine.runtime import Draw, NextTokens, Row, Runtime
 from arts_plugin.engine.states import BranchState, Point, Question, Run, held, point_of, run_of
-from arts_plugin.errors import ArtsError, PromptTooLongError, SettingsError
+from arts_plugin.errors import ArtsError, EmptyPromptError, PromptTooLongError, SettingsError
 from arts_plugin.randomness import branch_key, mix, uniform
 from arts_plugin.steps import Delimiter
 
@@ -55,11 +55,13 @@ class BranchEngine:
         """State 0; nothing is computed before a fork of it runs."""
         n_prompt = len(prompt.token_ids)
         if n_prompt == 0:
-            raise PromptTooLongError("the prompt is empty: it has no token to begin from")
+            raise EmptyPromptError("the prompt is empty: it has no token to begin from")
         if n_prompt >= self.n_ctx:
+            trained = self.vocabulary.n_ctx_train
+            remedy = f"raise n_ctx (the model was trained for {trained}) or " if self.kv.n_cells < trained else ""
             raise PromptTooLongError(
-                f"the prompt has {n_prompt} tokens and the context {self.n_ctx} (n_ctx={self.kv.n_cells}, trained for "
-                f"{self.vocabulary.n_ctx_train}): no room for an answer; raise n_ctx or shorten the prompt"
+                f"the prompt has {n_prompt} tokens and the context {self.n_ctx} (n_ctx={self.kv.n_cells}, trained for {trained}): "
+                f"no room for an answer; {remedy}shorten the prompt"
             )
         delimiter = Delimiter(generation.delimiter)
         limit = min(self.n_ctx, n_prompt + generation.max_gen_toks)

@@ -136,6 +136,8 @@ class Search:
             self._handles[0] = verifier.open(job.prompt.text)
         except (PromptTooLongError, SettingsError) as error:
             self.tree.error = str(error)
+            if error.code is not None:
+                self.tree.meta["error_code"] = error.code
 
     # Outward: from the strategy to the engine.
     def launch(self, free: int, flights: Flights) -> int:

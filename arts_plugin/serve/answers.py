@@ -111,6 +111,8 @@ def _head(ask: Ask, model: str, kind: str) -> dict[str, Any]:
     return {"id": f"{prefix}-{ask.id}", "object": kind, "created": ask.created, "model": model}
 
 
-def problem(message: str, kind: str = "invalid_request_error", param: str | None = None) -> dict[str, Any]:
+def problem(
+    message: str, kind: str = "invalid_request_error", param: str | None = None, code: str | None = None
+) -> dict[str, Any]:
     """An error, as OpenAI's clients read it."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": None}}
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

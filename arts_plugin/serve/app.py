@@ -175,7 +175,7 @@ class App:
         if news is None:
             return
         if news.tree is None:
-            yield _event(answers.problem(news.text, _STATUS[news.kind][1]))
+            yield _event(answers.problem(news.text, _STATUS[news.kind][1], code=news.code))
             return
         last = answers.chunk(ask, self.model, "", answers.finish_reason(news.tree, news.stopped))
         yield _event({**last, "arts": answers.about(news.tree)})
@@ -308,14 +308,19 @@ def _refusal(news: News | None) -> Response:
     if news is None:
         return Response(status_code=499)  # nobody reads it
     status, kind = _STATUS[news.kind]
-    return _error(status, news.text, kind, retry=status == 503)
+    return _error(status, news.text, kind, retry=status == 503, code=news.code)
 
 
 def _error(
-    status: int, message: str, kind: str = "invalid_request_error", param: str | None = None, retry: bool = False
+    status: int,
+    message: str,
+    kind: str = "invalid_request_error",
+    param: str | None = None,
+    retry: bool = False,
+    code: str | None = None,
 ) -> Response:
     headers = {"retry-after": "1"} if retry else None
-    return JSONResponse(answers.problem(message, kind, param), status, headers)
+    return JSONResponse(answers.problem(message, kind, param, code), status, headers)
 
 
 async def _plainly(request: Request, error: Exception) -> Response:

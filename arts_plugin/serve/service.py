@@ -195,7 +195,7 @@ class Service:
                     self._answer(ticket, known)
                     continue
             except _REFUSALS as error:
-                ticket.hear(News("refused", str(error)))
+                ticket.hear(News("refused", str(error), code=error.code))
                 continue
             except Exception as error:
                 _warn("a request could not be searched", error)
@@ -265,7 +265,7 @@ class Service:
 
     def _answer(self, ticket: Ticket, tree: ReasoningTree) -> None:
         if tree.error:
-            ticket.hear(News("refused", tree.error))
+            ticket.hear(News("refused", tree.error, code=tree.meta.get("error_code")))
         elif problem := failure(tree):
             ticket.hear(News("broken", problem))
         else:

@@ -21,7 +21,7 @@ from arts_plugin.backend import (
     StepResult,
 )
 from arts_plugin.ends import TraceEnds
-from arts_plugin.errors import ArtsError, ModelError, PromptTooLongError, SettingsError
+from arts_plugin.errors import ArtsError, EmptyPromptError, ModelError, PromptTooLongError, SettingsError
 from arts_plugin.randomness import branch_key
 from arts_plugin.settings import AUTO_SLOTS, Settings, grammar_of
 from arts_plugin.steps import Delimiter
@@ -104,6 +104,7 @@ class ServerBackend:
             n_embd=self.pooling.n_embd if self.pooling else 0,
             bos=next(iter(self.vocabulary.bos), -1),
             chat_template=self.vocabulary.chat_template,
+            counted=self.dialect.ids,
             details={"description": f"served by {self.dialect.owner or 'an OpenAI-compatible server'}"},
         )
 
@@ -134,7 +135,7 @@ class ServerBackend:
         sampling, n_prompt, n_ctx = generation.sampling, len(prompt.token_ids), self.info.n_ctx
         _refuse(generation.grammar, sampling.frequency_penalty, sampling.presence_penalty)
         if not prompt.text and not n_prompt:
-            raise PromptTooLongError("the prompt is empty: it has no token to begin from")
+            raise EmptyPromptError("the prompt is empty: it has no token to begin from")
         limit = generation.max_gen_toks
         if self.dialect.ids:  # stand-ins for tokens cannot be counted
             if n_prompt >= n_ctx:

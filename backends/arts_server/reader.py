@@ -125,9 +125,7 @@ class StepReader:
         run.decoded += len(found.ids)
         return found
 
-    def _body(
-        self, state: ServerState, more: Sequence[int], max_tokens: int, n: int, thinking: bool
-    ) -> dict[str, Any]:
+    def _body(self, state: ServerState, more: Sequence[int], max_tokens: int, n: int, thinking: bool) -> dict[str, Any]:
         question = state.question
         prompt: Sequence[int] | str = question.prompt.text + state.text
         if self.dialect.ids:
