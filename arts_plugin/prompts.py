@@ -36,7 +36,7 @@ def answer_of(text: str, think_end: str | None, stops: Sequence[str] = ()) -> st
     if not think_end:
         return text
     _, end, after = text.partition(think_end)
-    return after.lstrip() if end else before_stop(text, stops)
+    return after.lstrip() if end else before_stop(text.lstrip(), stops)
 
 
 def before_stop(text: str, stops: Sequence[str]) -> str:
