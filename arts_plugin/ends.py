@@ -17,6 +17,19 @@ from arts_plugin.steps import Delimiter, StepEnd, StepScanner, mark
 Controls = Callable[[str], Mapping[int, str]]
 """The control tokens that a text spells: id -> spelling."""
 
+END_TOKENS = (
+    *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "</s>"),
+    *(
+        "<|fim_pad|>",
+        "<|repo_name|>",
+        "<|file_sep|>",
+        "<reponame>",
+        "<end_of_utterance>",
+        "<\uff5cend\u2581of\u2581sentence\uff5c>",
+    ),
+)
+"""Tokens that end a generation, whatever a generation config forgot to say. llama.cpp knows them by text too, so that
+the same model ends in the same places under both backends."""
 _OPENERS = (("/", ""), ("END_", "START_"), ("end_of_", "begin_of_"))
 """How the texts that open thinking are told from those that end it: `</think>`, `[/THINK]`, `<|END_THINKING|>`, ..."""
 

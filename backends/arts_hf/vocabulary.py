@@ -10,21 +10,9 @@ from typing import Any
 
 from arts_plugin import chat
 from arts_plugin.backend import Message, Prompt
+from arts_plugin.ends import END_TOKENS
 from arts_plugin.errors import ModelError
 
-_ENDS = (
-    *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "</s>"),
-    *(
-        "<|fim_pad|>",
-        "<|repo_name|>",
-        "<|file_sep|>",
-        "<reponame>",
-        "<end_of_utterance>",
-        "<\uff5cend\u2581of\u2581sentence\uff5c>",
-    ),
-)
-"""Tokens that end a generation, whatever a generation config forgot to say. llama.cpp knows them by text too, so that
-the same model ends in the same places under both backends."""
 _SPACE = "\u2581"
 
 
@@ -90,7 +78,7 @@ class HfVocabulary:
 
     def _ends(self, config: Any, told: Any) -> frozenset[int]:
         vocabulary = self.tokenizer.get_vocab()
-        named = [vocabulary[text] for text in _ENDS if text in vocabulary]
+        named = [vocabulary[text] for text in END_TOKENS if text in vocabulary]
         return frozenset([*_ids(config.eos_token_id), *_ids(told), *_ids(self.tokenizer.eos_token_id), *named])
 
     @cached_property

@@ -13,6 +13,7 @@ import jinja2
 
 from arts_plugin import chat
 from arts_plugin.backend import Message, Prompt
+from arts_plugin.ends import END_TOKENS
 from arts_plugin.errors import ModelError, SettingsError
 from arts_plugin.randomness import digest
 from arts_server.dialect import Dialect
@@ -138,6 +139,8 @@ class ServerVocabulary:
         if self.dialect.tokenizer != "llama-cpp-python":
             return
         for text in dict.fromkeys(looks):
+            if text in END_TOKENS:  # where it is one, it ends generations anyway
+                continue
             tokens = self._ask("/extras/tokenize", {"input": text}, "tokens")
             if text not in self._ask("/extras/detokenize", {"tokens": tokens}, "text"):
                 raise SettingsError(
