@@ -16,6 +16,8 @@ class ArtsError(Exception):
 class SettingsError(ArtsError, ValueError):
     """A setting is unknown, of the wrong type or out of range."""
 
+    code = "invalid_value"
+
 
 class UnknownNameError(ArtsError, LookupError):
     """A backend, strategy, verifier, grader or extractor of that name is not registered."""

@@ -238,6 +238,8 @@ class ArtsLM(TemplateLM):
                 rate = (stats.decoded_tokens - tokens) / max(stats.decode_seconds - seconds, 1e-9)
                 bar.set_postfix_str(f"{rate:.0f} tokens/s", refresh=False)
                 if event.kind == "finished":
+                    if event.tree.meta.get("error_code") == SettingsError.code:
+                        raise SettingsError(event.tree.error)  # of the run or a task: an empty answer would be scored
                     for read in first[event.job.meta["request"]]:
                         bar.update()
                         if event.tree.error:

@@ -80,3 +80,11 @@ def test_elsewhere_it_is_an_error(lm: ArtsLM) -> None:
     assert f"{n} tokens and the context {N_CTX} (n_ctx={N_CTX}, trained for 8192)" in tree.error
     assert "raise n_ctx" in tree.error
     assert PromptTooLongError("").code == "context_length_exceeded"
+
+
+def test_a_setting_that_the_engine_refuses_ends_the_run(lm: ArtsLM) -> None:
+    """An empty answer would be scored."""
+    with pytest.raises(SettingsError, match="logit_bias names token 999999"):
+        lm.generate_until([request("One,", max_gen_toks=2, arts_logit_bias="999999:1")], disable_tqdm=True)
+    assert lm.backend_engine.n_active == 0
+    assert lm.generate_until([request("One, two,", max_gen_toks=2)], disable_tqdm=True)[0]
