@@ -1,8 +1,8 @@
 """What ends a trace and a model's thinking: texts, and the control tokens that are spelled in them.
 
 A control token stands for no text, so a text that spells one (`<|im_start|>user`) is matched by the token's id where a
-model or a server tells ids. Stop strings that stay in the text of a trace unseen are matched through marks, those of the
-end of thinking are shown: a reader has to find it.
+model or a server tells ids. Those of stop strings are matched through marks, which no reader sees; those of the end of
+thinking are shown, for it has to be found again.
 """
 
 from __future__ import annotations
@@ -65,12 +65,15 @@ class TraceEnds:
     Attributes:
         stops: strings that end a trace; of one that spells control tokens also the form in which marks stand for them.
         think_end: the text that ends the thinking; None where there is none, or where the prompt has ended it.
+        spellings: the control tokens that they spell.
         marks: what stands in a scanner's text for a control token: its spelling, if it belongs to the thinking's end or
-            beginning, else a mark, which is never shown.
+            beginning, else a mark, which is never shown. Inside the thinking all of them are spelled: if it never ends,
+            stop strings are looked for in its text.
     """
 
     stops: tuple[str, ...] = ()
     think_end: str | None = None
+    spellings: Mapping[int, str] = field(default_factory=dict)
     marks: Mapping[int, str] = field(default_factory=dict)
 
     @classmethod
@@ -83,13 +86,14 @@ class TraceEnds:
         if begun(prompt, think_end) == "closed":
             think_end = None
         marks = dict(controls(f"{think_end} {opener(think_end)}")) if think_end else {}
-        found = list(stops)
+        spellings, found = dict(marks), list(stops)
         for stop in stops:
-            spelled = sorted(controls(stop).items(), key=lambda item: -len(item[1]))
-            for token, text in spelled:
+            spelled = dict(sorted(controls(stop).items(), key=lambda item: -len(item[1])))
+            spellings |= spelled
+            for token, text in spelled.items():
                 stop = stop.replace(text, marks.setdefault(token, mark(len(marks))))
             found.append(stop)
-        return cls(tuple(dict.fromkeys(found)), think_end, marks)
+        return cls(tuple(dict.fromkeys(found)), think_end, spellings, marks)
 
     def scanner(self, delimiter: Delimiter) -> StepScanner:
         """A scanner at the beginning of a trace."""
@@ -97,7 +101,7 @@ class TraceEnds:
 
     def push(self, scanner: StepScanner, token: int, piece: bytes) -> StepEnd | None:
         """Show a token to a scanner; see `StepScanner.push`."""
-        found = self.marks.get(token, "")
+        found = (self.spellings if scanner.thinking else self.marks).get(token, "")
         return scanner.push(b"" if found else piece, found)
 
     def ends_thinking(self, scanner: StepScanner, token: int) -> bool:

@@ -76,6 +76,13 @@ def test_a_control_token_ends_thinking(by_id: bool, arts: Arts, token: int) -> N
     assert stopped.stop == "stop" and answer_of(stopped.text, CONTROL) == answer.lstrip().partition(word)[0]
 
 
+def test_a_control_token_stops_what_does_not_think(arts: Arts, token: int) -> None:
+    """The trace runs on, for its thinking might yet end; the answer ends at the stop."""
+    late = said(arts, token, CONTROL, think_end_token="</think>")
+    assert late.text.startswith(f"The{CONTROL}") and late.stop != "stop"
+    assert answer_of(late.text, "</think>", (CONTROL,)) == "The"
+
+
 def test_text_ends_thinking(arts: Arts, token: int) -> None:
     free = said(arts, token)
     for think_end in ("he", free.text[1:5]):

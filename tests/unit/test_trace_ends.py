@@ -135,6 +135,16 @@ def test_control_tokens_end_thinking(think_end: str, stream: list[str | int], te
     assert answer_of(found, think_end, ("\n\n", "Q:")) == answer
 
 
+@pytest.mark.parametrize(("stop", "kept"), [("<|im_start|>", "ab"), ("b<|im_start|>user", "a")])
+def test_control_tokens_in_thinking_that_never_ends(stop: str, kept: str) -> None:
+    stream = ["a", "b", 100, "user", "\n", "c"]
+    text, early, _ = ended(stream, (stop,), "</think>")
+    assert (text, early) == ("ab<|im_start|>user\nc", False)
+    assert answer_of(text, "</think>", (stop,)) == kept
+    text, early, _ = ended([*stream, "</think>", *stream], (stop,), "</think>")
+    assert (text, early) == (f"ab<|im_start|>user\nc</think>{kept}", True)
+
+
 def test_the_end_of_thinking_may_end_generations_elsewhere() -> None:
     ends = TraceEnds.of((), "</think>", EMPTY, controls)
     scanner: StepScanner = ends.scanner(Delimiter("\n"))
