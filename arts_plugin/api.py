@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from arts_plugin import checkpoint, prompts
 from arts_plugin.backend import Backend, Prompt
-from arts_plugin.errors import unknown_name
+from arts_plugin.errors import SettingsError, unknown_name
 from arts_plugin.evaluation.extract import regex_extractor
 from arts_plugin.hookspecs import Extractor
 from arts_plugin.plugins import Plugins, plugins
@@ -204,6 +204,14 @@ class Arts:
         return self.events(jobs)
 
     # Jobs.
+    def resolved(self, settings: Settings) -> Settings:
+        """Settings with what only the loaded model can tell: `slots=auto`, and the text of a `think_end_token` given by its id.
+
+        Raises:
+            SettingsError: that id is no control token.
+        """
+        return _with_think_end(_with_slots(settings, self.backend), self.backend)
+
     def job(
         self,
         prompt: Prompt,
@@ -212,7 +220,7 @@ class Arts:
         meta: dict[str, Any] | None = None,
     ) -> Job:
         """A search job; what follows from the settings is filled in and said once."""
-        settings = _with_slots(settings or self.settings, self.backend)
+        settings = self.resolved(settings or self.settings)
         self._check_names(settings)
         if settings.temperature == 0 and settings.strategy != "greedy":
             self._say(
@@ -324,6 +332,24 @@ class Arts:
 def _with_slots(settings: Settings, backend: Backend) -> Settings:
     """`slots=auto` is a number once the model is loaded."""
     return settings if settings.slots != AUTO_SLOTS else replace(settings, slots=backend.slots)
+
+
+def _with_think_end(settings: Settings, backend: Backend) -> Settings:
+    """A `think_end_token` that is a token's id, as lm-eval's own models take it too, becomes the token's text.
+
+    Raises:
+        SettingsError: it is no token, or one of ordinary text.
+    """
+    end = settings.think_end_token
+    if end is None or not end.isdecimal():
+        return settings
+    text = backend.spelling(int(end))
+    if text is None:
+        raise SettingsError(
+            f"think_end_token is {end}, which is no control token of {backend.info.name} ({backend.info.n_vocab} tokens): "
+            "give the id of one, or the text that ends the thinking, </think> for example"
+        )
+    return replace(settings, think_end_token=text)
 
 
 def _emptied(events: list[Event]) -> Iterator[Event]:

@@ -64,6 +64,7 @@ class Generation:
         delimiter: what ends a step (a string, or `regex:PATTERN`).
         stops: strings that end a trace; searched in the whole trace, across steps.
         max_step_tokens, max_gen_toks: tokens of a step and of a trace, at most.
+        think_end: the text that ends the model's thinking, inside which no stop string ends a trace.
         grammar: what traces must follow.
         chains: whether the first branch from every state goes on to the end of its trace, whatever comes of the others, so
             that an engine may generate it in one go and hand out its steps as they are asked for.
@@ -76,6 +77,7 @@ class Generation:
     max_gen_toks: int = 512
     grammar: Grammar | None = None
     chains: bool = False
+    think_end: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +178,8 @@ class EngineStats:
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
     """What a backend knows of its model. `n_ctx` is the longest prompt plus trajectory, in tokens; `bos` and
-    `eos` are token ids, -1 where there is none."""
+    `eos` are token ids, -1 where there is none; `counted` says whether a prompt's `token_ids` are the model's tokens, and not
+    stand-ins whose number means nothing."""
 
     name: str
     n_ctx: int
@@ -187,6 +190,7 @@ class ModelInfo:
     n_params: int = 0
     chat_template: str | None = None
     details: dict[str, Any] = field(default_factory=dict)
+    counted: bool = True
 
 
 @runtime_checkable
@@ -215,6 +219,14 @@ class Backend(Protocol):
 
         Raises:
             ModelError: the model has no chat template.
+        """
+        ...
+
+    def spelling(self, token: int) -> str | None:
+        """The text of a control token, or of another that a tokeniser never splits; None for any other id.
+
+        Raises:
+            ModelError: the backend cannot tell.
         """
         ...
 

@@ -7,11 +7,16 @@ from collections.abc import Iterable
 
 
 class ArtsError(Exception):
-    """Base class of every error that arts-plugin raises on purpose."""
+    """Base class of every error that arts-plugin raises on purpose. `code` is what OpenAI's API calls it, if it has a name
+    for it."""
+
+    code: str | None = None
 
 
 class SettingsError(ArtsError, ValueError):
     """A setting is unknown, of the wrong type or out of range."""
+
+    code = "invalid_value"
 
 
 class UnknownNameError(ArtsError, LookupError):
@@ -24,6 +29,14 @@ class ModelError(ArtsError):
 
 class PromptTooLongError(ArtsError):
     """A prompt leaves no room for a single generated token. Refused for its question alone."""
+
+    code: str | None = "context_length_exceeded"
+
+
+class EmptyPromptError(PromptTooLongError):
+    """A prompt has no token that a model could begin from."""
+
+    code = None
 
 
 class RunFolderError(ArtsError):

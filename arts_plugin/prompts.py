@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from arts_plugin.backend import Backend, Message, Prompt
 from arts_plugin.settings import Chat
 
@@ -25,8 +27,18 @@ def encode(backend: Backend, text: str, chat: Chat) -> Prompt:
     return backend.encode(f"{text}\n")
 
 
-def answer_of(text: str, think_end: str | None) -> str:
-    """The part of a trajectory that answers: what comes after its thinking, if that has ended. The first end counts."""
-    if not think_end or think_end not in text:
+def answer_of(text: str, think_end: str | None, stops: Sequence[str] = ()) -> str:
+    """The part of a trajectory that answers: what comes after its thinking; the first end counts.
+
+    Where thinking never ended (a model that does not think, or that ran out of tokens) all of it is the answer, up to the
+    first of `stops`, as lm-eval's `hf` model has it: engines look for stop strings after the thinking alone.
+    """
+    if not think_end:
         return text
-    return text.partition(think_end)[2].lstrip()
+    _, end, after = text.partition(think_end)
+    return after.lstrip() if end else before_stop(text.lstrip(), stops)
+
+
+def before_stop(text: str, stops: Sequence[str]) -> str:
+    """`text` up to the first place where one of `stops` begins."""
+    return text[: min((at for stop in stops if stop and (at := text.find(stop)) >= 0), default=len(text))]

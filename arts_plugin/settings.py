@@ -53,8 +53,8 @@ class Settings:
     )
     think_end_token: str | None = _setting(
         None,
-        "What ends a model's thinking, `</think>` for example. Steps are found inside as well; lm-eval, the vote and the "
-        "clients of `arts serve` get what comes after it.",
+        "What ends a model's thinking: a text, `</think>` for example, or the id of a control token. Steps are found inside "
+        "as well, and stop strings after it alone; lm-eval, the vote and the clients of `arts serve` get what comes after it.",
     )
     strategy: str = _setting(
         "arts",

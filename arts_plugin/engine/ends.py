@@ -52,7 +52,7 @@ def take(engine: BranchEngine, state: BranchState, drawn: Draw) -> StepResult | 
         return _finish(engine, state, "error", error=problem)
     run.decoded += 1
     engine.stats.decoded_tokens += 1
-    if token in engine.vocabulary.eog:
+    if token in engine.vocabulary.eog and not question.ends.ends_thinking(scanner_of(run), token):
         return replace(_finish(engine, state, "eos"), end_token=token)
     run.pending = token
     run.tokens.append(token)
@@ -60,7 +60,7 @@ def take(engine: BranchEngine, state: BranchState, drawn: Draw) -> StepResult | 
     run.logprobs.append(logprob)
     if run.guide:
         run.guide.take(token)
-    end = scanner_of(run).push(engine.vocabulary.piece(token))
+    end = question.ends.push(scanner_of(run), token, engine.vocabulary.piece(token))
     if end and end.reason == "stop":
         return _finish(engine, state, "stop", end=end)
     if len(run.tokens) >= question.limit:
@@ -98,7 +98,7 @@ def finish_short(engine: BranchEngine, state: BranchState) -> StepResult:
     kept = len(run.step) - 1
     scanner, guide = before.scanner.fork(), before.guide and before.guide.fork()
     for token in run.step[:kept]:
-        scanner.push(engine.vocabulary.piece(token))
+        before.question.ends.push(scanner, token, engine.vocabulary.piece(token))
         if guide:
             guide.take(token)
     text = scanner.text

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from arts_plugin.backend import EngineStats, FloatArray, Generation, OpenCost, Prompt, Sampling, StepResult
+from arts_plugin.ends import TraceEnds
 from arts_plugin.engine.alone import RECENT_IN_ORDER, begin_alone, is_alone
 from arts_plugin.engine.ends import adjustments, close, finish_short, position, take
 from arts_plugin.engine.guides import Guides
@@ -23,9 +24,9 @@ from arts_plugin.engine.likelihood import loglikelihood
 from arts_plugin.engine.room import make_room
 from arts_plugin.engine.runtime import Draw, NextTokens, Row, Runtime
 from arts_plugin.engine.states import BranchState, Point, Question, Run, held, point_of, run_of
-from arts_plugin.errors import ArtsError, PromptTooLongError, SettingsError
+from arts_plugin.errors import ArtsError, EmptyPromptError, PromptTooLongError, SettingsError
 from arts_plugin.randomness import branch_key, mix, uniform
-from arts_plugin.steps import Delimiter, StepScanner
+from arts_plugin.steps import Delimiter
 
 RECENT_PROMPTS = 4
 """Prompts whose cells outlive their question, so that the next one finds their shared beginning."""
@@ -47,25 +48,31 @@ class BranchEngine:
         self.priming: list[Point] = []
         self.in_order = True  # whether the cells of `recent` lie in the order in which they were computed
 
+    def spelling(self, token: int) -> str | None:
+        """The text of a control token, or of another that a tokeniser never splits; None for any other id."""
+        return self.vocabulary.spelling(token)
+
     # States.
     def open(self, prompt: Prompt, generation: Generation, problem: int) -> BranchState:
         """State 0; nothing is computed before a fork of it runs."""
         n_prompt = len(prompt.token_ids)
         if n_prompt == 0:
-            raise PromptTooLongError("the prompt is empty: it has no token to begin from")
+            raise EmptyPromptError("the prompt is empty: it has no token to begin from")
         if n_prompt >= self.n_ctx:
+            trained = self.vocabulary.n_ctx_train
+            remedy = f"raise n_ctx (the model was trained for {trained}) or " if self.kv.n_cells < trained else ""
             raise PromptTooLongError(
-                f"the prompt has {n_prompt} tokens and the context {self.n_ctx} (n_ctx={self.kv.n_cells}, trained for "
-                f"{self.vocabulary.n_ctx_train}): no room for an answer; raise n_ctx or shorten the prompt"
+                f"the prompt has {n_prompt} tokens and the context {self.n_ctx} (n_ctx={self.kv.n_cells}, trained for {trained}): "
+                f"no room for an answer; {remedy}shorten the prompt"
             )
         delimiter = Delimiter(generation.delimiter)
         limit = min(self.n_ctx, n_prompt + generation.max_gen_toks)
-        question = Question(generation, delimiter, n_prompt, limit)
+        ends = TraceEnds.of(generation.stops, generation.think_end, prompt, self.vocabulary.controls)
+        question = Question(generation, delimiter, ends, n_prompt, limit)
         if odd := [token for token, _ in generation.sampling.logit_bias if token >= self.vocabulary.n_vocab]:
             raise SettingsError(f"logit_bias names token {odd[0]}; the vocabulary has {self.vocabulary.n_vocab}")
-        scanner = StepScanner(delimiter, generation.stops)
         guide = self.guides.start(generation.grammar)
-        point = Point(question, array("i", prompt.token_ids), scanner, guide=guide)
+        point = Point(question, array("i", prompt.token_ids), ends.scanner(delimiter), guide=guide)
         return BranchState(point, branch_key(generation.sampling.seed, problem))
 
     def open_cost(self, state: BranchState) -> OpenCost:

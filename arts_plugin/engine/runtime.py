@@ -6,7 +6,7 @@ A backend in process implements `Runtime` (and gives its `KvCache` a `Memory`); 
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -82,6 +82,14 @@ class Vocabulary(Protocol):
 
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for; a control token stands for none."""
+        ...
+
+    def controls(self, text: str) -> Mapping[int, str]:
+        """The control tokens that `text` spells (`<|im_start|>`): id -> spelling."""
+        ...
+
+    def spelling(self, token: int) -> str | None:
+        """The text of a control token, or of another that a tokeniser never splits; None for any other id."""
         ...
 
 

@@ -7,6 +7,7 @@ from array import array
 from dataclasses import dataclass, field
 
 from arts_plugin.backend import FloatArray, Generation
+from arts_plugin.ends import TraceEnds
 from arts_plugin.engine.guides import Guide
 from arts_plugin.engine.kv import KvSequence
 from arts_plugin.engine.runtime import NextTokens
@@ -21,6 +22,7 @@ class Question:
 
     generation: Generation
     delimiter: Delimiter
+    ends: TraceEnds
     n_prompt: int
     limit: int
     prefilled: int = 0

@@ -42,13 +42,13 @@ class Answer(str):
     @classmethod
     def of(cls, tree: ReasoningTree, text: str | None = None, run: str | None = None) -> Answer:
         """The answer of a tree; `text` replaces the chosen trajectory's. Thinking is left out where the settings told its end."""
-        return cls(answer_of(tree.text if text is None else text, _think_end(tree)), payload_of(tree, run))
+        return cls(_answer_in(tree, tree.text if text is None else text), payload_of(tree, run))
 
 
 def payload_of(tree: ReasoningTree, run: str | None = None, own: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What the answers of a tree carry: one object for all of them, in memory and in a pickle that holds several."""
     return {
-        "trajectories": [_plain(t, t.leaf == tree.chosen, _think_end(tree)) for t in tree.trajectories()],
+        "trajectories": [_plain(tree, t) for t in tree.trajectories()],
         "cost": {name: getattr(tree.cost, name) for name in tree.cost.__slots__},
         "search": {
             "strategy": tree.strategy,
@@ -63,22 +63,21 @@ def payload_of(tree: ReasoningTree, run: str | None = None, own: Mapping[str, An
     }
 
 
-def _think_end(tree: ReasoningTree) -> str | None:
-    end: str | None = tree.meta.get("think_end")
-    return end
+def _answer_in(tree: ReasoningTree, text: str) -> str:
+    return answer_of(text, tree.meta.get("think_end"), tree.meta.get("stops", ()))
 
 
-def _plain(trajectory: Trajectory, chosen: bool, think_end: str | None) -> dict[str, Any]:
+def _plain(tree: ReasoningTree, trajectory: Trajectory) -> dict[str, Any]:
     return {
         "leaf": trajectory.leaf,
-        "text": answer_of(trajectory.text, think_end),
+        "text": _answer_in(tree, trajectory.text),
         "answer": trajectory.answer,
         "logprob": trajectory.logprob,
         "tokens": len(trajectory.token_ids),
         "log_flow": trajectory.log_flow,
         "count": trajectory.count,
         "stop": trajectory.stop,
-        "chosen": chosen,
+        "chosen": trajectory.leaf == tree.chosen,
     }
 
 
@@ -97,5 +96,5 @@ def handed_out(
     texts = [tree.text, *(t.text for t in others)]
     texts += [tree.trajectory(node.id).text for node in tree.leaves() if not node.terminal and node.id != tree.chosen]
     filler = tree.text if tree.strategy == "greedy" else ""
-    payload, end = payload_of(tree, run, own), _think_end(tree)
-    return [Answer(answer_of(text, end), payload) for text in [*texts, *[filler] * repeats][:repeats]]
+    payload = payload_of(tree, run, own)
+    return [Answer(_answer_in(tree, text), payload) for text in [*texts, *[filler] * repeats][:repeats]]

@@ -18,6 +18,7 @@ from arts_plugin.lm_eval.answer import Answer, handed_out
 from arts_plugin.lm_eval.chats import Chats
 from arts_plugin.lm_eval.ranks import Ranks, of_this_process
 from arts_plugin.lm_eval.requests import Request, attached, said_once, settings_of
+from arts_plugin.lm_eval.truncation import PromptTruncation
 from arts_plugin.run import versions
 from arts_plugin.search.job import Job
 from arts_plugin.settings import Settings, describe
@@ -59,6 +60,7 @@ class ArtsLM(TemplateLM):
         self.backend_engine = self.arts.backend
         self._said: set[str] = set()
         self._chats = Chats(self.backend_engine)
+        self._truncation = PromptTruncation(self.backend_engine.info)
 
     @staticmethod
     def _show_logs() -> None:
@@ -186,11 +188,16 @@ class ArtsLM(TemplateLM):
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """The chosen trajectory's text for each request, as `Answer`. All requests go into one engine."""
         reads = list(self._read(requests))
+        for read in reads:
+            self._truncation.room(read.settings)
         answers: dict[int, list[Answer]] = {}
-        for read, tree in self._search(reads, disable_tqdm):
-            own = attached(requests[read.place])
-            answers[read.place] = handed_out(tree, read.repeats, self.arts.settings.trace, own)
-            self._cache(requests[read.place].args, answers[read.place][0])
+        try:
+            for read, tree in self._search(reads, disable_tqdm):
+                own = attached(requests[read.place])
+                answers[read.place] = handed_out(tree, read.repeats, self.arts.settings.trace, own)
+                self._cache(requests[read.place].args, answers[read.place][0])
+        finally:
+            self._truncation.warn()
         return [answer for read in reads for answer in answers[read.place]]
 
     def _read(self, requests: list[Any]) -> Iterator[Request]:
@@ -231,6 +238,8 @@ class ArtsLM(TemplateLM):
                 rate = (stats.decoded_tokens - tokens) / max(stats.decode_seconds - seconds, 1e-9)
                 bar.set_postfix_str(f"{rate:.0f} tokens/s", refresh=False)
                 if event.kind == "finished":
+                    if event.tree.meta.get("error_code") == SettingsError.code:
+                        raise SettingsError(event.tree.error)  # of the run or a task: an empty answer would be scored
                     for read in first[event.job.meta["request"]]:
                         bar.update()
                         if event.tree.error:
@@ -238,9 +247,8 @@ class ArtsLM(TemplateLM):
                         yield read, event.tree
 
     def _job(self, read: Request) -> Job:
-        return self.arts.job(
-            self._chats.prompt(read.context, read.settings.chat), read.settings, read.stops, {"request": read.place}
-        )
+        prompt = self._truncation.fit(self._chats.prompt(read.context, read.settings.chat), read.settings)
+        return self.arts.job(prompt, read.settings, read.stops, {"request": read.place})
 
     # Likelihood.
     def _loglikelihood_tokens(

@@ -10,6 +10,7 @@ from arts_plugin.api import Arts
 from arts_plugin.errors import ArtsError
 from arts_plugin.lm_eval.chats import Chats
 from arts_plugin.lm_eval.requests import settings_of
+from arts_plugin.lm_eval.truncation import PromptTruncation
 from arts_plugin.prompts import answer_of
 from arts_plugin.training.sdf import Judge, Problem, Verdict
 from arts_plugin.tree import Trajectory
@@ -61,7 +62,7 @@ def task_problems(arts: Arts, tasks: Sequence[Any], limit: int | None = None) ->
     """One problem a document, with the prompt that it has under `lm_eval --model arts` (with --apply_chat_template where the
     model has a template, unless `chat` is plain), few-shot examples and all; `limit` of each task."""
     said: set[str] = set()
-    chats = Chats(arts.backend)
+    chats, truncation = Chats(arts.backend), PromptTruncation(arts.backend.info)
     templated = arts.settings.chat != "plain" and bool(
         arts.settings.chat == "template" or arts.backend.info.chat_template
     )
@@ -80,13 +81,14 @@ def task_problems(arts: Arts, tasks: Sequence[Any], limit: int | None = None) ->
         for instance in list(task.instances):
             context = instance.args[0]
             settings, stops = settings_of(instance, arts.settings, said)
+            settings = arts.resolved(settings)
             chat = chats.behind(context)
             yield Problem(
                 id=f"{instance.task_name}-{instance.doc_id}",
                 question=chat.messages[-1]["content"] if chat else str(context),
-                prompt=chats.prompt(context, settings.chat),
+                prompt=truncation.fit(chats.prompt(context, settings.chat), settings),
                 gold=str(task.doc_to_target(instance.doc)),
-                judge=_judge(task, instance, settings.think_end_token),
+                judge=_judge(task, instance, settings.think_end_token, stops),
                 stops=stops,
                 settings=settings,
                 subject=str(instance.doc.get("subject") or ""),
@@ -94,6 +96,7 @@ def task_problems(arts: Arts, tasks: Sequence[Any], limit: int | None = None) ->
                 task=str(instance.task_name),
                 grader=_grader_of(task),
             )
+    truncation.warn()
 
 
 def _grader_of(task: Any) -> str:
@@ -101,7 +104,7 @@ def _grader_of(task: Any) -> str:
     return f"{task.config.task}: {task.primary}, {task.filter_name}" if hasattr(task, "judged") else ""
 
 
-def _judge(task: Any, instance: Any, think_end: str | None) -> Judge:
+def _judge(task: Any, instance: Any, think_end: str | None, stops: Sequence[str]) -> Judge:
     """What the task says of a trajectory's text; thinking is no answer.
 
     A task of ours is right and votes as in the run folders of lm-eval. Another is right if any of its filters finds a right
@@ -109,7 +112,7 @@ def _judge(task: Any, instance: Any, think_end: str | None) -> Judge:
     """
 
     def judged(trajectory: Trajectory) -> Verdict:
-        text = answer_of(trajectory.text, think_end)
+        text = answer_of(trajectory.text, think_end, stops)
         if hasattr(task, "judged"):
             return Verdict(*task.judged(instance, text))
         return Verdict(_right(task, instance, text), trajectory.answer)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from arts_plugin.backend import Backend, Generation, Prompt, Sampling, State, StepResult
+from arts_plugin.ends import begun
 from arts_plugin.errors import ArtsError, PromptTooLongError, SettingsError
 from arts_plugin.hookspecs import Extractor
 from arts_plugin.plugins import Plugins
@@ -45,7 +46,16 @@ class Job:
             presence_penalty=s.presence_penalty,
         )
         grammar = grammar_of(s)
-        return Generation(sampling, s.delimiter, self.stops, s.max_step_tokens, s.max_gen_toks, grammar, chains)
+        return Generation(
+            sampling,
+            s.delimiter,
+            self.stops,
+            s.max_step_tokens,
+            s.max_gen_toks,
+            grammar,
+            chains,
+            think_end=s.think_end_token,
+        )
 
     def key(self) -> str:
         """What identifies the job in a run folder: the prompt, where it stops, and the settings that shape its tree."""
@@ -55,7 +65,7 @@ class Job:
         """The key that seeds its choices: the prompt and what shapes a step, but no budget, so that a larger search
         of the same question begins with the smaller one's draws."""
         generation = asdict(self.generation())
-        del generation["sampling"]["seed"], generation["chains"]
+        del generation["sampling"]["seed"], generation["chains"], generation["think_end"]
         # What came with a later version does not count at its default: trees of earlier ones stay what they were.
         for name in _LATER:
             if generation["sampling"][name] == getattr(_PLAIN, name):
@@ -107,6 +117,8 @@ class Search:
         )
         if settings.think_end_token:
             self.tree.meta["think_end"] = settings.think_end_token
+            self.tree.meta["think_begun"] = begun(job.prompt, settings.think_end_token)
+            self.tree.meta["stops"] = list(job.stops)
         self.tree.nodes[0].token_ids = list(job.prompt.token_ids)
         self.tree.cost.prompt_tokens = len(job.prompt.token_ids)
         self.strategy: Strategy = plugins.make("strategy", settings.strategy, settings, self.tree)
@@ -124,6 +136,8 @@ class Search:
             self._handles[0] = verifier.open(job.prompt.text)
         except (PromptTooLongError, SettingsError) as error:
             self.tree.error = str(error)
+            if error.code is not None:
+                self.tree.meta["error_code"] = error.code
 
     # Outward: from the strategy to the engine.
     def launch(self, free: int, flights: Flights) -> int:
@@ -248,7 +262,8 @@ class Search:
         if not result.terminal or self.extractor is None:
             return None
         try:
-            return self.extractor(answer_of(self.view(result, flight).text, self.job.settings.think_end_token))
+            text = self.view(result, flight).text
+            return self.extractor(answer_of(text, self.job.settings.think_end_token, self.job.stops))
         except Exception as error:  # a plugin's extractor must not cost the question its tree
             self.tree.meta.setdefault("errors", []).append(f"extract: {error!r}")
             return None

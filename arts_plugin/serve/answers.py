@@ -7,12 +7,14 @@ from dataclasses import asdict
 from typing import Any
 
 from arts_plugin.serve.protocol import Ask
-from arts_plugin.serve.thinking import parted
+from arts_plugin.serve.thinking import said
 from arts_plugin.tree import ReasoningTree
 
 
-def finish_reason(tree: ReasoningTree) -> str:
-    """OpenAI's word for why the chosen trajectory ended."""
+def finish_reason(tree: ReasoningTree, stopped: bool) -> str:
+    """OpenAI's word for why the chosen trajectory ended. `stopped`: whether its answer was cut at a stop string since."""
+    if stopped:
+        return "stop"
     chosen = None if tree.chosen is None else tree.trajectory(tree.chosen)
     return "stop" if chosen is not None and chosen.stop in {"eos", "stop"} else "length"
 
@@ -21,8 +23,8 @@ def failure(tree: ReasoningTree) -> str | None:
     """Why there is no answer, if the chosen trajectory ended in an error: it is chosen only where all did."""
     if tree.chosen is None or tree.nodes[tree.chosen].stop != "error":
         return None
-    said = dict.fromkeys(str(error) for error in tree.meta.get("errors", ()))
-    return f"every trajectory ended in an error: {'; '.join(said) or 'no reason was given'}"
+    told = dict.fromkeys(str(error) for error in tree.meta.get("errors", ()))
+    return f"every trajectory ended in an error: {'; '.join(told) or 'no reason was given'}"
 
 
 def usage(tree: ReasoningTree) -> dict[str, Any]:
@@ -62,11 +64,11 @@ def _finite(value: float | None) -> float | None:
 
 def answer(ask: Ask, model: str, tree: ReasoningTree) -> dict[str, Any]:
     """A whole reply."""
-    body: dict[str, Any] = {"text": tree.text}
+    found = said(tree, ask.kind)
+    body: dict[str, Any] = {"text": found.answer}
     if ask.kind == "chat":
-        thinking, text = parted(tree.text, ask.settings.think_end_token)
-        body = {"message": {"role": "assistant", "content": text, **_thought(thinking)}}
-    choice = {"index": 0, **body, "logprobs": None, "finish_reason": finish_reason(tree)}
+        body = {"message": {"role": "assistant", "content": found.answer, **_thought(found.thinking)}}
+    choice = {"index": 0, **body, "logprobs": None, "finish_reason": finish_reason(tree, found.stopped)}
     return {
         **_head(ask, model, "chat.completion" if ask.kind == "chat" else "text_completion"),
         "choices": [choice],
@@ -109,6 +111,8 @@ def _head(ask: Ask, model: str, kind: str) -> dict[str, Any]:
     return {"id": f"{prefix}-{ask.id}", "object": kind, "created": ask.created, "model": model}
 
 
-def problem(message: str, kind: str = "invalid_request_error", param: str | None = None) -> dict[str, Any]:
+def problem(
+    message: str, kind: str = "invalid_request_error", param: str | None = None, code: str | None = None
+) -> dict[str, Any]:
     """An error, as OpenAI's clients read it."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": None}}
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

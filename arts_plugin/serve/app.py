@@ -24,7 +24,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from arts_plugin.serve import answers, protocol
 from arts_plugin.serve.protocol import Ask, BadRequestError, Kind, Limits
 from arts_plugin.serve.service import News, Service
-from arts_plugin.serve.thinking import Parting
 
 log = logging.getLogger(__name__)
 
@@ -163,11 +162,10 @@ class App:
 
     async def _events(self, request: Request, ask: Ask, heard: asyncio.Queue[News], first: News) -> AsyncIterator[str]:
         yield _event(answers.chunk(ask, self.model, None))
-        parting = Parting(ask.settings.think_end_token if ask.kind == "chat" else None)
         news: News | None = first
         while news is not None and news.kind in {"begun", "text"}:
-            for part, thinking in parting.feed(news.text):
-                yield _event(answers.chunk(ask, self.model, part, thinking=thinking))
+            if news.text:
+                yield _event(answers.chunk(ask, self.model, news.text, thinking=news.thinking))
             while True:
                 try:
                     news = await _hear(request, heard, _BREATH)
@@ -177,11 +175,9 @@ class App:
         if news is None:
             return
         if news.tree is None:
-            yield _event(answers.problem(news.text, _STATUS[news.kind][1]))
+            yield _event(answers.problem(news.text, _STATUS[news.kind][1], code=news.code))
             return
-        for part, thinking in parting.rest():
-            yield _event(answers.chunk(ask, self.model, part, thinking=thinking))
-        last = answers.chunk(ask, self.model, "", answers.finish_reason(news.tree))
+        last = answers.chunk(ask, self.model, "", answers.finish_reason(news.tree, news.stopped))
         yield _event({**last, "arts": answers.about(news.tree)})
         if ask.usage:
             yield _event(answers.closing(ask, self.model, news.tree))
@@ -312,14 +308,19 @@ def _refusal(news: News | None) -> Response:
     if news is None:
         return Response(status_code=499)  # nobody reads it
     status, kind = _STATUS[news.kind]
-    return _error(status, news.text, kind, retry=status == 503)
+    return _error(status, news.text, kind, retry=status == 503, code=news.code)
 
 
 def _error(
-    status: int, message: str, kind: str = "invalid_request_error", param: str | None = None, retry: bool = False
+    status: int,
+    message: str,
+    kind: str = "invalid_request_error",
+    param: str | None = None,
+    retry: bool = False,
+    code: str | None = None,
 ) -> Response:
     headers = {"retry-after": "1"} if retry else None
-    return JSONResponse(answers.problem(message, kind, param), status, headers)
+    return JSONResponse(answers.problem(message, kind, param, code), status, headers)
 
 
 async def _plainly(request: Request, error: Exception) -> Response:

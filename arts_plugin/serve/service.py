@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 from arts_plugin.api import Arts
@@ -17,6 +18,7 @@ from arts_plugin.search.job import Job
 from arts_plugin.serve.answers import failure
 from arts_plugin.serve.decided import Teller
 from arts_plugin.serve.protocol import Ask
+from arts_plugin.serve.thinking import Parting, Uncut, parting_of
 from arts_plugin.tree import EndedBy, ReasoningTree
 
 log = logging.getLogger(__name__)
@@ -28,11 +30,20 @@ _REFUSALS = (SettingsError, PromptTooLongError, UnknownNameError, ModelError)
 @dataclass(frozen=True, slots=True)
 class News:
     """What a request hears: that its first step is there, a piece of its answer, the finished tree, or why there is none: it
-    was `refused` for its own sake, its search `failed` and may be asked for again, or the model's answers are `broken`."""
+    was `refused` for its own sake, its search `failed` and may be asked for again, or the model's answers are `broken`.
+
+    Attributes:
+        thinking: whether the piece is thinking.
+        stopped: of a tree whose answer was streamed: whether a stop string has cut it since.
+        code: OpenAI's code for what is wrong, if it has one.
+    """
 
     kind: Literal["begun", "text", "tree", "refused", "failed", "broken"]
     text: str = ""
     tree: ReasoningTree | None = None
+    thinking: bool = False
+    stopped: bool = False
+    code: str | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -47,6 +58,14 @@ class Ticket:
     left: bool = False
     begun: bool = False
     cut: EndedBy | None = None
+    parting: Parting | Uncut | None = None
+
+    def say(self, tree: ReasoningTree, pieces: Iterable[str], *, last: bool = False) -> None:
+        """Pass pieces of the answer on, parted from its thinking; with the last ones also what was held back."""
+        parting = self.parting = self.parting or parting_of(tree, self.ask.kind)
+        parts = (part for piece in pieces for part in parting.feed(piece))
+        for text, thinking in chain(parts, parting.rest() if last else ()):
+            self.hear(News("text", text, thinking=thinking))
 
     def hear(self, news: News) -> None:
         """Pass it on; whoever cannot be told is left alone."""
@@ -176,7 +195,7 @@ class Service:
                     self._answer(ticket, known)
                     continue
             except _REFUSALS as error:
-                ticket.hear(News("refused", str(error)))
+                ticket.hear(News("refused", str(error), code=error.code))
                 continue
             except Exception as error:
                 _warn("a request could not be searched", error)
@@ -233,8 +252,7 @@ class Service:
         if not ticket.begun:
             ticket.begun = True
             ticket.hear(News("begun"))
-        for text in ticket.teller.more(tree, driver.growing(job)):
-            ticket.hear(News("text", text))
+        ticket.say(tree, ticket.teller.more(tree, driver.growing(job)))
 
     def _keep(self, ticket: Ticket, event: Event) -> None:
         """Put a finished tree into the run folder. One that was cut short is not what the next who asks should find."""
@@ -247,14 +265,13 @@ class Service:
 
     def _answer(self, ticket: Ticket, tree: ReasoningTree) -> None:
         if tree.error:
-            ticket.hear(News("refused", tree.error))
+            ticket.hear(News("refused", tree.error, code=tree.meta.get("error_code")))
         elif problem := failure(tree):
             ticket.hear(News("broken", problem))
         else:
             if ticket.ask.stream and not ticket.left:
-                for text in ticket.teller.rest(tree):
-                    ticket.hear(News("text", text))
-            ticket.hear(News("tree", tree=tree))
+                ticket.say(tree, ticket.teller.rest(tree), last=True)
+            ticket.hear(News("tree", tree=tree, stopped=bool(ticket.parting and ticket.parting.stopped)))
 
 
 def _warn(what: str, error: Exception) -> None:

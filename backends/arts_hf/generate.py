@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,9 +22,12 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from arts_hf.backend import HfBackend
 from arts_plugin.api import Arts
 from arts_plugin.backend import Prompt
+from arts_plugin.ends import opener
+from arts_plugin.engine.runtime import Vocabulary
 from arts_plugin.errors import SettingsError
+from arts_plugin.prompts import answer_of
 from arts_plugin.settings import Settings
-from arts_plugin.tree import ReasoningTree
+from arts_plugin.tree import ReasoningTree, Trajectory
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p")
 _OWN_PROCESSORS = (
@@ -103,7 +107,7 @@ def arts_generate(
         model.set_attn_implementation(before)
         for module in training:
             module.training = True
-    sequences = _sequences(trees, input_ids, copies, config)
+    sequences = _sequences(trees, input_ids, copies, config, backend.vocabulary)
     if not config.return_dict_in_generate:
         return sequences
     return ArtsGenerateOutput(sequences=sequences, trees=trees)
@@ -165,10 +169,12 @@ def _search(searcher: Arts, prompts: Sequence[Prompt], stops: Sequence[str]) -> 
     return [trees[row] for row in range(len(prompts))]
 
 
-def _sequences(trees: Sequence[ReasoningTree], input_ids: torch.Tensor, copies: int, config: Any) -> torch.Tensor:
+def _sequences(
+    trees: Sequence[ReasoningTree], input_ids: torch.Tensor, copies: int, config: Any, vocabulary: Vocabulary
+) -> torch.Tensor:
     pad = config.pad_token_id if config.pad_token_id is not None else (config.eos_token_id or 0)
     pad = pad[0] if isinstance(pad, (list, tuple)) else int(pad)
-    found = [ids for tree in trees for ids in _trajectories(tree, copies)]
+    found = [ids for tree in trees for ids in _trajectories(tree, copies, vocabulary)]
     longest = max(map(len, found), default=0)
     tail = torch.full((len(found), longest), pad, dtype=input_ids.dtype)
     for row, ids in zip(tail, found, strict=True):
@@ -176,7 +182,7 @@ def _sequences(trees: Sequence[ReasoningTree], input_ids: torch.Tensor, copies: 
     return torch.cat([input_ids, tail.to(input_ids.device)], dim=1)
 
 
-def _trajectories(tree: ReasoningTree, count: int) -> list[list[int]]:
+def _trajectories(tree: ReasoningTree, count: int, vocabulary: Vocabulary) -> list[list[int]]:
     """Token ids of the chosen trajectory and then of the others, the last one repeated where there are too few; each with
     the token that ended it, as `generate` has it."""
     if tree.error or tree.chosen is None:
@@ -187,5 +193,31 @@ def _trajectories(tree: ReasoningTree, count: int) -> list[list[int]]:
     rest += [chosen] * (sum(1 for t in others if t.leaf == tree.chosen) - 1)
     ordered = [chosen, *rest][:count]
     ordered += [ordered[-1]] * (count - len(ordered))
-    ends = [tree.nodes[t.leaf].end_token for t in ordered]
-    return [[*t.token_ids, *([] if end is None else [end])] for t, end in zip(ordered, ends, strict=True)]
+    return [_tokens(tree, trajectory, vocabulary) for trajectory in ordered]
+
+
+def _tokens(tree: ReasoningTree, trajectory: Trajectory, vocabulary: Vocabulary) -> list[int]:
+    """A trajectory's tokens. One whose thinking never ended is cut before its first stop string, as elsewhere."""
+    think_end, stops = tree.meta.get("think_end"), tree.meta.get("stops", ())
+    end, text = tree.nodes[trajectory.leaf].end_token, trajectory.text
+    if think_end and think_end not in text:
+        answer = answer_of(text, think_end, stops)
+        if answer != text.lstrip():
+            spelled = vocabulary.controls(" ".join([think_end, opener(think_end), *stops]))
+            pieces = [
+                spelled[token].encode() if token in spelled else vocabulary.piece(token)
+                for token in trajectory.token_ids
+            ]
+            kept = _within(pieces, len(text) - len(text.lstrip()) + len(answer))
+            return list(trajectory.token_ids[:kept])
+    return [*trajectory.token_ids, *([] if end is None else [end])]
+
+
+def _within(pieces: Sequence[bytes], length: int) -> int:
+    """How many of the pieces of a text lie wholly within its first `length` characters."""
+    decoder, seen = codecs.getincrementaldecoder("utf-8")("replace"), 0
+    for place, piece in enumerate(pieces):
+        seen += len(decoder.decode(piece))
+        if seen > length:
+            return place
+    return len(pieces)

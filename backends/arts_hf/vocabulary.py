@@ -4,27 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 from arts_plugin import chat
 from arts_plugin.backend import Message, Prompt
+from arts_plugin.ends import END_TOKENS
 from arts_plugin.errors import ModelError
 
-_ENDS = (
-    *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "</s>"),
-    *(
-        "<|fim_pad|>",
-        "<|repo_name|>",
-        "<|file_sep|>",
-        "<reponame>",
-        "<end_of_utterance>",
-        "<\uff5cend\u2581of\u2581sentence\uff5c>",
-    ),
-)
-"""Tokens that end a generation, whatever a generation config forgot to say. llama.cpp knows them by text too, so that
-the same model ends in the same places under both backends."""
 _SPACE = "\u2581"
 
 
@@ -90,7 +78,7 @@ class HfVocabulary:
 
     def _ends(self, config: Any, told: Any) -> frozenset[int]:
         vocabulary = self.tokenizer.get_vocab()
-        named = [vocabulary[text] for text in _ENDS if text in vocabulary]
+        named = [vocabulary[text] for text in END_TOKENS if text in vocabulary]
         return frozenset([*_ids(config.eos_token_id), *_ids(told), *_ids(self.tokenizer.eos_token_id), *named])
 
     @cached_property
@@ -143,6 +131,15 @@ class HfVocabulary:
     @cached_property
     def _adds_space(self) -> bool:
         return self.tokenize("\na") != [*self.tokenize("\n"), *self.tokenize("a")]
+
+    def controls(self, text: str) -> Mapping[int, str]:
+        """The control tokens that `text` spells: id -> spelling."""
+        ids = {token.content: id for id, token in self._added.items() if token.special}
+        return {ids[spelled]: spelled for spelled in self.special.findall(text) if spelled in ids}
+
+    def spelling(self, token: int) -> str | None:
+        """The text of a control token, or of another that the tokeniser never splits; None for any other id."""
+        return self._added[token].content if token in self._added else None
 
     def encode(self, text: str) -> Prompt:
         """A plain prompt: user text, so no special tokens; BOS if the model wants one."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,6 @@ class LlamaModel:
         self._chat_options = chat.options(settings.enable_thinking)
         self._pieces: dict[int, bytes] = {}
         self._buffer = ctypes.create_string_buffer(256)
-        self._special: re.Pattern[str] | None = None
 
     def _tensor_split(self, text: str) -> Any:
         try:
@@ -138,6 +138,16 @@ class LlamaModel:
             size = self.lib.llama_token_to_piece(self.vocab, token, self._buffer, -size, 0, False)
         return bytes(self._buffer.raw[:size])
 
+    def controls(self, text: str) -> Mapping[int, str]:
+        """The control tokens that `text` spells: id -> spelling."""
+        found = {self._special.get(spelled, -1): spelled for spelled in self._special_pattern.findall(text)}
+        return {token: spelled for token, spelled in found.items() if token >= 0 and not self.piece(token)}
+
+    def spelling(self, token: int) -> str | None:
+        """The text of a control token, or of another that the tokeniser never splits; None for any other id."""
+        text = self._token_text(token) if token < self.n_vocab else ""
+        return text if text and self._special.get(text) == token else None
+
     def encode(self, text: str) -> Prompt:
         """A plain prompt: user text, so no special tokens; BOS if the model wants one."""
         tokens = self.tokenize(text)
@@ -151,7 +161,7 @@ class LlamaModel:
             ModelError: the model has no chat template, or its template fails.
         """
         text, tokens = chat.encode(
-            messages, self._special_pattern(), lambda safe: self.render(safe, add_generation_prompt), self.tokenize
+            messages, self._special_pattern, lambda safe: self.render(safe, add_generation_prompt), self.tokenize
         )
         if self.adds_bos and tokens[:1] != [self.bos]:
             tokens.insert(0, self.bos)  # a template that carries its own BOS must not get a second one
@@ -181,12 +191,16 @@ class LlamaModel:
         text = self.lib.llama_vocab_get_text(self.vocab, token) if token >= 0 else None
         return text.decode("utf-8", "replace") if text else ""
 
+    @cached_property
+    def _special(self) -> dict[str, int]:
+        """The tokens that the tokeniser looks for in text, by their texts."""
+        attr = self.lib.llama_vocab_get_attr
+        ids = (t for t in range(self.n_vocab) if attr(self.vocab, t) & (_UNKNOWN | _CONTROL | _USER_DEFINED))
+        return {self._token_text(token): token for token in ids}
+
+    @cached_property
     def _special_pattern(self) -> re.Pattern[str]:
-        if self._special is None:
-            attr = self.lib.llama_vocab_get_attr
-            ids = (t for t in range(self.n_vocab) if attr(self.vocab, t) & (_UNKNOWN | _CONTROL | _USER_DEFINED))
-            self._special = chat.special_pattern(self._token_text(t) for t in ids)
-        return self._special
+        return chat.special_pattern(self._special)
 
     def close(self) -> None:
         """Free the weights."""

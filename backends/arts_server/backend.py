@@ -20,10 +20,11 @@ from arts_plugin.backend import (
     Prompt,
     StepResult,
 )
-from arts_plugin.errors import ArtsError, ModelError, PromptTooLongError, SettingsError
+from arts_plugin.ends import TraceEnds
+from arts_plugin.errors import ArtsError, EmptyPromptError, ModelError, PromptTooLongError, SettingsError
 from arts_plugin.randomness import branch_key
 from arts_plugin.settings import AUTO_SLOTS, Settings, grammar_of
-from arts_plugin.steps import Delimiter, StepScanner
+from arts_plugin.steps import Delimiter
 from arts_server.dialect import Dialect, name_digest, probe
 from arts_server.faults import shorten
 from arts_server.features import PoolingServer
@@ -103,6 +104,7 @@ class ServerBackend:
             n_embd=self.pooling.n_embd if self.pooling else 0,
             bos=next(iter(self.vocabulary.bos), -1),
             chat_template=self.vocabulary.chat_template,
+            counted=self.dialect.ids,
             details={"description": f"served by {self.dialect.owner or 'an OpenAI-compatible server'}"},
         )
 
@@ -119,13 +121,21 @@ class ServerBackend:
         """A chat in the model's template."""
         return self.vocabulary.encode_chat(messages, add_generation_prompt)
 
+    def spelling(self, token: int) -> str | None:
+        """The text of a control token, or of another that the server's tokeniser never splits; None for any other id.
+
+        Raises:
+            ModelError: the server gives no token ids.
+        """
+        return self.vocabulary.spelling(token)
+
     # Engine.
     def open(self, prompt: Prompt, generation: Generation, problem: int) -> ServerState:
         """State 0; nothing is sent before a fork of it runs."""
         sampling, n_prompt, n_ctx = generation.sampling, len(prompt.token_ids), self.info.n_ctx
         _refuse(generation.grammar, sampling.frequency_penalty, sampling.presence_penalty)
         if not prompt.text and not n_prompt:
-            raise PromptTooLongError("the prompt is empty: it has no token to begin from")
+            raise EmptyPromptError("the prompt is empty: it has no token to begin from")
         limit = generation.max_gen_toks
         if self.dialect.ids:  # stand-ins for tokens cannot be counted
             if n_prompt >= n_ctx:
@@ -136,9 +146,9 @@ class ServerBackend:
             limit = min(limit, n_ctx - n_prompt)
         delimiter = Delimiter(generation.delimiter)
         # A chain is asked for whole only where a reply says what ended it.
-        question = Question(prompt, generation, delimiter, limit, generation.chains and self.dialect.whole)
-        scanner = StepScanner(delimiter, generation.stops)
-        return ServerState(question, (), "", scanner, branch_key(sampling.seed, problem))
+        ends = TraceEnds.of(generation.stops, generation.think_end, prompt, self.vocabulary.controls)
+        question = Question(prompt, generation, delimiter, ends, limit, generation.chains and self.dialect.whole)
+        return ServerState(question, (), "", ends.scanner(delimiter), branch_key(sampling.seed, problem))
 
     def open_cost(self, state: ServerState) -> OpenCost:
         """Prompt tokens of all the question's requests so far: computed, and found in the server's cache."""

@@ -69,14 +69,15 @@ class Dialect:
 class Choice:
     """One continuation: its tokens' texts, log-probabilities and ids, and what ended it.
 
-    `ids` is empty where the server gives none, `logprobs` likewise. `stop_reason` is the stop string that ended it.
+    `ids` is empty where the server gives none, `logprobs` likewise. `stop_reason` is the stop string that ended it, or the
+    id of a token that did: one that was asked for, or one of the model's own further ends.
     """
 
     pieces: tuple[bytes, ...]
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish: str
-    stop_reason: str | None
+    stop_reason: str | int | None
 
     def after(self, count: int) -> Choice:
         """What follows its first `count` tokens."""
@@ -96,6 +97,7 @@ def payload(
     sampling: Sampling,
     seed: int,
     stops: Sequence[str],
+    stop_ids: Sequence[int] = (),
 ) -> dict[str, Any]:
     """A request for `n` siblings of one step."""
     body: dict[str, Any] = {
@@ -128,6 +130,8 @@ def payload(
     if dialect.whole and stops:
         body["stop"] = list(stops)
         body["include_stop_str_in_output"] = True
+    if dialect.whole and stop_ids:
+        body["stop_token_ids"] = list(stop_ids)
     return body
 
 
@@ -182,7 +186,7 @@ def read_choice(raw: dict[str, Any], dialect: Dialect) -> Choice:
         tuple(ids),
         tuple(logprobs),
         str(finish),
-        reason if isinstance(reason, str) else None,
+        reason if isinstance(reason, (str, int)) else None,
     )
 
 

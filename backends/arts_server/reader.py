@@ -78,7 +78,7 @@ class StepReader:
 
     async def _siblings(self, group: Sequence[Member]) -> list[Choice]:
         state, run = group[0]
-        body = self._body(state, [], run.max_tokens, len(group))
+        body = self._body(state, [], run.max_tokens, len(group), state.scanner.thinking)
 
         async def work(replica: Replica) -> list[Choice]:
             reply = await self.transport.ask(replica, COMPLETIONS, body)
@@ -111,7 +111,7 @@ class StepReader:
 
     async def _next(self, state: ServerState, run: Run, progress: Progress) -> Choice:
         wanted = state.question.limit - len(state.tokens) if state.question.ahead else run.max_tokens
-        body = self._body(state, progress.ids, wanted - len(progress.ids), 1)
+        body = self._body(state, progress.ids, wanted - len(progress.ids), 1, progress.scanner.thinking)
 
         async def work(replica: Replica) -> Choice:
             reply = await self.transport.ask(replica, COMPLETIONS, body)
@@ -125,13 +125,14 @@ class StepReader:
         run.decoded += len(found.ids)
         return found
 
-    def _body(self, state: ServerState, more: Sequence[int], max_tokens: int, n: int) -> dict[str, Any]:
+    def _body(self, state: ServerState, more: Sequence[int], max_tokens: int, n: int, thinking: bool) -> dict[str, Any]:
         question = state.question
         prompt: Sequence[int] | str = question.prompt.text + state.text
         if self.dialect.ids:
             prompt = [*question.prompt.token_ids, *state.tokens, *more]
         seed = state.seed + len(more)
-        return payload(self.dialect, prompt, n, max_tokens, question.generation.sampling, seed, question.server_stops)
+        stops, stop_ids = question.server_stops(thinking), question.server_stop_ids(thinking)
+        return payload(self.dialect, prompt, n, max_tokens, question.generation.sampling, seed, stops, stop_ids)
 
     def _book(self, question: Question, reply: dict[str, Any], body: dict[str, Any]) -> None:
         """Prompt tokens as the server counts them."""
@@ -153,8 +154,8 @@ class StepReader:
                 raise RefusedError(
                     f"{run.decoded} tokens came in streams that broke off, and the budget allows no more"
                 )
-            body = {**self._body(state, [], most, 1), "stream": True}
-            for key in ("stop", "include_stop_str_in_output"):
+            body = {**self._body(state, [], most, 1, progress.scanner.thinking), "stream": True}
+            for key in ("stop", "stop_token_ids", "include_stop_str_in_output"):
                 body.pop(key, None)
             stream = self._stream(replica, body, question)
             mended = self._mender.mended(replica, stream) if self._mender else stream

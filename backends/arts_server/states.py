@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from arts_plugin.backend import FloatArray, Generation, Prompt
+from arts_plugin.ends import TraceEnds
 from arts_plugin.errors import ArtsError
 from arts_plugin.randomness import mix
 from arts_plugin.steps import Delimiter, StepScanner
@@ -21,6 +22,7 @@ class Question:
     """What all states of a question share.
 
     Attributes:
+        ends: where its traces end.
         limit: tokens of a trace, at most.
         ahead: whether a request asks for the rest of a trace, whose steps are handed out one by one.
         home: the replica that has its prompt in the cache.
@@ -31,6 +33,7 @@ class Question:
     prompt: Prompt
     generation: Generation
     delimiter: Delimiter
+    ends: TraceEnds
     limit: int
     ahead: bool = False
     home: Replica | None = None
@@ -38,13 +41,19 @@ class Question:
     cached: int = 0
     root: FloatArray | None = None
 
-    @property
-    def server_stops(self) -> list[str]:
-        """Strings at which the server may stop: those that end a trace, and the delimiter, unless it is found here."""
+    def server_stops(self, thinking: bool) -> list[str]:
+        """Strings at which the server may stop: those that end a trace, and the delimiter, unless it is found here. While a
+        trace is thinking, its end stands in for those that end traces: they are sent once it has come."""
         found_here = self.ahead or self.streams
+        wanted = (self.ends.think_end or "",) if thinking else self.generation.stops
         # Half of a surrogate pair is in no text, and servers fail at it.
-        stops = (stop for stop in self.generation.stops if stop and stop == whole(stop))
+        stops = (stop for stop in wanted if stop and stop == whole(stop))
         return [*(() if found_here else (self.delimiter.spec,)), *stops]
+
+    def server_stop_ids(self, thinking: bool) -> list[int]:
+        """Control tokens at which it may stop: those that are one of these strings all by themselves."""
+        wanted = {self.ends.think_end} if thinking else set(self.ends.stops)
+        return sorted(token for token, mark in self.ends.marks.items() if mark in wanted)
 
     @property
     def streams(self) -> bool:

@@ -35,7 +35,7 @@ def take(
         exact: whether each piece is a token; of a server without token ids it may be several.
     """
     pieces = list(choice.pieces)
-    by_token = choice.finish == "stop" and choice.stop_reason is None
+    by_token = choice.finish == "stop" and not _asked_for(choice.stop_reason, question, progress)
     if by_token and pieces and not pieces[-1]:
         pieces.pop()  # the end-of-generation token is no part of the step
     ids = choice.ids[: len(pieces)] or stand_ins([piece.decode("utf-8", "replace") for piece in pieces])
@@ -43,7 +43,7 @@ def take(
         progress.ids.append(ids[i])
         if choice.logprobs:
             progress.logprobs.append(choice.logprobs[i])
-        end = progress.scanner.push(piece)
+        end = question.ends.push(progress.scanner, ids[i], piece)
         if end and end.reason == "stop":
             return _over(progress, "stop", end)
         if before + len(progress.ids) >= question.limit:
@@ -59,6 +59,14 @@ def take(
             return _rest(progress, "length")  # by the limit that we gave it
         return _over(progress, "length")  # the server has a limit of its own
     return None
+
+
+def _asked_for(reason: str | int | None, question: Question, progress: Progress) -> bool:
+    """Whether a reply ended at what it was to end at, and not at an end of the model's own."""
+    if reason is None or isinstance(reason, str):
+        return reason is not None
+    mark, ends = question.ends.marks.get(reason), question.ends
+    return mark is not None and (mark == ends.think_end or (mark in ends.stops and not progress.scanner.thinking))
 
 
 def _rest(progress: Progress, stop: StopReason) -> Outcome:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ import jinja2
 
 from arts_plugin import chat
 from arts_plugin.backend import Message, Prompt
-from arts_plugin.errors import ModelError
+from arts_plugin.ends import END_TOKENS
+from arts_plugin.errors import ModelError, SettingsError
 from arts_plugin.randomness import digest
 from arts_server.dialect import Dialect
 from arts_server.faults import RefusedError, RetryError, shown
@@ -40,7 +41,7 @@ class ServerVocabulary:
     ) -> None:
         self.transport, self.dialect = transport, dialect
         self._chat_options = chat.options(enable_thinking)
-        self._special: dict[str, bool] = {}
+        self._special: dict[str, int | None] = {}  # what looks like a special token -> its id, None if it is none
         self._own: str | None = None
         if template is not None:
             try:
@@ -87,7 +88,7 @@ class ServerVocabulary:
         tokens: list[int] = []
         at = 0
         for match in _LOOKS_SPECIAL.finditer(clean):
-            if self._special[match.group()]:
+            if self._special[match.group()] is not None:
                 # Cut in two, it is nobody's special token.
                 middle = match.start() + 1
                 tokens += self._tokens(clean[at:middle], False)
@@ -101,13 +102,13 @@ class ServerVocabulary:
             self._special.clear()
             unknown = list(dict.fromkeys(texts))
 
-        async def ask() -> list[bool]:
+        async def ask() -> list[int | None]:
             gate = asyncio.Semaphore(_AT_ONCE)
 
-            async def one(text: str) -> bool:
+            async def one(text: str) -> int | None:
                 async with gate:
                     tokens = await self.transport.post("/tokenize", self._request(text, False), read=_token_list)
-                return len(text) > 1 and len(tokens) == 1
+                return tokens[0] if len(text) > 1 and len(tokens) == 1 else None
 
             async with asyncio.TaskGroup() as tasks:
                 asked = [tasks.create_task(one(text)) for text in unknown]
@@ -118,6 +119,49 @@ class ServerVocabulary:
                 self._special.update(zip(unknown, self.transport.do(ask()), strict=True))
             except BaseExceptionGroup as failed:
                 raise failed.exceptions[0] from None
+
+    def controls(self, text: str) -> Mapping[int, str]:
+        """The tokens that `text` spells and that are found by their ids: id -> spelling.
+
+        Raises:
+            SettingsError: it spells one that this server neither tells by id nor shows.
+        """
+        looks = _LOOKS_SPECIAL.findall(whole(text))
+        if not self.dialect.ids:
+            self._refuse_hidden(looks)
+            return {}
+        self._learn(looks)
+        return {token: text for text in looks if (token := self._special[text]) is not None}
+
+    def _refuse_hidden(self, looks: Sequence[str]) -> None:
+        """Refuse what a server without token ids would never show: what it hides is not in a text that was tokenised and put
+        together again. One without a tokeniser cannot be asked."""
+        if self.dialect.tokenizer != "llama-cpp-python":
+            return
+        for text in dict.fromkeys(looks):
+            if text in END_TOKENS:  # where it is one, it ends generations anyway
+                continue
+            tokens = self._ask("/extras/tokenize", {"input": text}, "tokens")
+            if text not in self._ask("/extras/detokenize", {"tokens": tokens}, "text"):
+                raise SettingsError(
+                    f"{text} is a control token, which this server ({self.dialect.tokenizer}) neither shows nor tells by its "
+                    "id, so that nothing can end there; leave it out, or use llama-server, vLLM or a model in process"
+                )
+
+    def spelling(self, token: int) -> str | None:
+        """The text of a control token, or of another that the server's tokeniser never splits; None for any other id.
+
+        Raises:
+            ModelError: the server gives no token ids.
+        """
+        if not self.dialect.ids:
+            raise ModelError(f"a token is named by its id, {token}, and this server gives none; name it by its text")
+        body = {"model": self.dialect.model, "tokens": [token]}
+        try:
+            text = str(self._ask("/detokenize", body, "prompt" if self.dialect.tokenizer == "vllm" else "content"))
+        except RefusedError:
+            return None
+        return text if _LOOKS_SPECIAL.fullmatch(text) and self._tokens(text, False) == [token] else None
 
     def _tokens(self, text: str, special: bool) -> list[int]:
         """As the server has it: special tokens in `text` count; `special` asks for BOS."""
@@ -145,7 +189,7 @@ class ServerVocabulary:
         messages = [{**message, "content": whole(message["content"])} for message in messages]
         looks = [text for m in messages for text in _LOOKS_SPECIAL.findall(m["content"])] if self.dialect.ids else []
         self._learn(looks)
-        marks = {text for text in looks if self._special[text]}
+        marks = {text for text in looks if self._special[text] is not None}
         text, tokens = chat.encode(
             messages,
             chat.special_pattern(marks),

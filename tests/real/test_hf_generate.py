@@ -96,6 +96,20 @@ def test_what_ends_a_trajectory(loaded: Any, inputs: Any) -> None:
     assert free[0].startswith(ended.text) and word not in ended.text
 
 
+def test_stop_texts_of_a_model_that_does_not_think(loaded: Any, inputs: Any) -> None:
+    """They wait for an end of thinking that never comes: the tokens are cut where the text is."""
+    arts = {"strategy": "greedy", "verifier": "none"}
+    options = {
+        **inputs, "max_new_tokens": 24, "do_sample": False, "return_dict_in_generate": True,
+        "custom_generate": arts_generate, "arts_tokenizer": loaded.tokenizer,
+    }  # fmt: skip
+    word = loaded.model.generate(**options, arts=arts).trees[0].text.split()[3]
+    cut = loaded.model.generate(**options, arts=arts, arts_stop=[word])
+    late = loaded.model.generate(**options, arts={**arts, "think_end_token": "</think>"}, arts_stop=[word])
+    assert late.trees[0].text.startswith(cut.trees[0].text) and word in late.trees[0].text
+    assert late.sequences[0, : cut.sequences.shape[1]].tolist() == cut.sequences[0].tolist()
+
+
 @pytest.mark.parametrize("which", ["several", "another", "none"])
 def test_the_calls_own_ends(loaded: Any, inputs: Any, which: str) -> None:
     """`eos_token_id` of the call is all that ends a sequence, and the one that was drawn stands at its end."""

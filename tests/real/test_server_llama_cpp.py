@@ -10,6 +10,7 @@ import pytest
 
 from arts_plugin.api import Arts
 from arts_plugin.backend import Backend, Generation, Sampling
+from arts_plugin.errors import SettingsError
 from arts_plugin.plugins import plugins
 from arts_plugin.settings import Settings
 from arts_plugin.testing import QUESTION, run
@@ -46,6 +47,21 @@ def test_greedy_steps_are_those_of_the_llama_cpp_backend(server: Server) -> None
     assert theirs.steps[0].stop == ours.steps[0].stop
     assert [step.text for step in theirs.steps] == [step.text for step in ours.steps]
     assert theirs.logprob == pytest.approx(ours.logprob, abs=0.15 * len(ours.tokens))
+
+
+def test_control_tokens_that_it_hides_are_refused(server: Server) -> None:
+    """Ends of generation need not be seen, and what is no control token of the model is text."""
+    backend = made(server)
+    prompt = backend.encode(f"Question: {QUESTION}\nAnswer:")
+    for stops in (("<|im_start|>",), ("\n<|im_start|>user",)):
+        with pytest.raises(
+            SettingsError, match=r"<\|im_start\|> is a control token, which this server .* neither shows"
+        ):
+            backend.open(prompt, Generation(stops=stops), 1)
+    with pytest.raises(SettingsError, match="<repo_name> is a control token"):
+        backend.open(prompt, Generation(think_end="<repo_name>"), 1)
+    backend.open(prompt, Generation(stops=("<|im_end|>", "</s>", "Q:"), think_end="</think>"), 1)
+    backend.close()
 
 
 def test_a_search(server: Server, tmp_path: Path) -> None:

@@ -161,6 +161,9 @@ class ScriptedBackend:
     def encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> Prompt:
         return self.encode("".join(message["content"] for message in messages))
 
+    def spelling(self, token: int) -> str | None:
+        return None
+
     # States.
     def open(self, prompt: Prompt, generation: Generation, problem: int) -> ScriptedState:
         if len(prompt.token_ids) >= self.n_ctx:

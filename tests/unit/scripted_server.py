@@ -54,6 +54,7 @@ class ScriptedServer:
         other_faults: the same, of all other requests with a body and of the probe's.
         spell: how it writes a token alone, beside what it stands for.
         alter: changes a choice before it is sent.
+        controls: control tokens, by their texts: its tokeniser knows them, and where it says them is for `alter`.
         judged: the requests for judgements.
         asked: the paths of all requests with a body.
     """
@@ -75,6 +76,7 @@ class ScriptedServer:
         self.ornament = ornament
         self.dialect, self.model, self.normalise = dialect, model, normalise
         self.rewards, self.outputs, self.template = rewards, outputs, template
+        self.controls: dict[str, int] = {}
         self.judged: list[dict[str, Any]] = []
         self.most_judging = self.judging = 0
         self.faults: deque[str | None] = deque()
@@ -161,11 +163,15 @@ class Handler(Completions, BaseHTTPRequestHandler):
             return
         if self.path == "/tokenize" and vllm:
             text = body["prompt"] if "prompt" in body else self.chat(body["messages"])
-            self.answer(
-                {"tokens": [byte + self.owner.shift for byte in text.encode()], "count": 0, "max_model_len": 4096}
-            )
+            bytes_of = [byte + self.owner.shift for byte in text.encode()]
+            tokens = [self.owner.controls[text]] if text in self.owner.controls else bytes_of
+            self.answer({"tokens": tokens, "count": 0, "max_model_len": 4096})
         elif self.path == "/detokenize" and vllm:
-            self.answer({"prompt": bytes(body["tokens"]).decode()})
+            named = [text for text, token in self.owner.controls.items() if [token] == body["tokens"]]
+            if not named and max(body["tokens"]) > EOS:
+                self.answer({"error": {"message": "token id out of range", "code": 400}}, 400)
+                return
+            self.answer({"prompt": named[0] if named else bytes(body["tokens"]).decode()})
         elif self.owner.dialect == "llama-server" and self.path in LLAMA_SERVER:
             self.answer(LLAMA_SERVER[self.path](self, body))
         elif self.path == "/v1/embeddings":
