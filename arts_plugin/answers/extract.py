@@ -18,14 +18,15 @@ _FRACTION = r"\\[dtc]?frac(?:\{\d+\}\{\d+\}|\d\d)"
 _SIGN = r"(?<![\w)\]}])[-+\u2212\u2013]"
 _AMOUNT = rf"(?:{_DIGITS}(?:\.\d+)?(?:\s?{_FRACTION}|(?: \d+)?/\d+)?|(?<![\d.])\.\d+|{_FRACTION})"
 _NUMBER = re.compile(
-    rf"(?:{_SIGN}\s?)?(?:\\?\$|[\u20ac\u00a3])?(?:{_SIGN})?{_AMOUNT}(?:\\?%|\s(?:thousand|million|billion|trillion)\b)?"
+    rf"(?:{_SIGN})?(?:\\?\$|[\u20ac\u00a3])?(?:{_SIGN})?{_AMOUNT}(?:\\?%|\s(?:thousand|million|billion|trillion)\b)?"
 )
-_SPACED = re.compile(rf"(?:{_SIGN}\s?)?(?:\\?\$)?\d{{1,3}}(?: \d{{3}})+(?![\d/])(?:\.\d+)?")
+_SPACED = re.compile(rf"(?:{_SIGN})?(?:\\?\$)?\d{{1,3}}(?: \d{{3}})+(?![\d/])(?:\.\d+)?")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{|\\[{}]|[{}]")
 _BARE_BOX = re.compile(r"\\(?:boxed|fbox)\s*([-\u2212]?\d[\d,]*(?:\.\d+)?|[A-Za-z](?![A-Za-z]))")
 _HASHES = re.compile(r"####+[ \t]*([^\n]*)")
 _PHRASE = re.compile(
-    r"\b(?:answer|(?:correct|right|best)\s+(?:option|choice))(?:\s+is\b|\s*:|\s*\*\*\s*:)[\s:*]*", re.IGNORECASE
+    r"(?:\b(?:answer|(?:correct|right|best)\s+(?:option|choice))\s+is\b|(?:(?:^|\n)[ \t*_#>]*|\bfinal\s)answer[*_]*\s*:)[\s:*]*",
+    re.IGNORECASE,
 )
 _LABEL = re.compile(r"\W*(?:(?:the\s+)?(?:final\s+)?answer(?:\s+is)?|result)\s*[:=]?[\s*]*", re.IGNORECASE)
 _HEADING = re.compile(
@@ -35,7 +36,10 @@ _HEADING = re.compile(
 _NUMBERED = re.compile(r"\s*\d+[.):]\s+[A-Za-z]")
 _NEGATED = re.compile(r"(?:not|n't|never)\b", re.IGNORECASE)
 _CLAUSE = re.compile(r"(?<![ie]\.[eg])(?<!\bapprox)\.(?:[\s*\"']|$)|\n", re.IGNORECASE)
-_RESTATED = re.compile(r"\bi\.e\.,?|\bthat is,?|\bwhich (?:is|equals)\b|\bor simply\b|\\approx|\u2248", re.IGNORECASE)
+_RESTATED = re.compile(
+    r"\b(?:i\.e\.,?|that is,?|which (?:is|equals)|or simply)\s*(?=[-\u2212]?[\d$\\.])", re.IGNORECASE
+)
+_DANGLING = re.compile(r"\s*(?:[-+*/=]|\\cdot|\\times)\s*$")
 _DOLLARS = re.compile(r"\$\$?(?=[^\s$])([^$\n]*[^\s$\\])\$\$?(?!\d)|\\\((.+?)\\\)|\\\[(.+?)\\\]")
 _LETTER = re.compile(
     r"(?:(?:option|choice)\s+)?(?:\(\s*(?P<in>[A-Za-z])\s*\)|(?P<bare>[A-Z\uff21-\uff3a])(?![\w'\u2019]))(?P<rest>.*)",
@@ -106,8 +110,7 @@ def _said(text: str) -> Iterator[str]:
 
 def _clause(rest: str) -> str:
     clause = _CLAUSE.split(rest, maxsplit=1)[0]
-    restated = _RESTATED.split(clause)[-1]
-    return (restated if re.search(r"\d|\\", restated) else clause).strip().strip("*:").strip()
+    return _DANGLING.sub("", _RESTATED.split(clause)[-1].strip().strip("*:").strip())
 
 
 def _of_clause(clause: str) -> str:

@@ -76,6 +76,8 @@ _FUNCTIONS = re.compile(r"(?<![A-Za-z\\])(?:sin|cos|tan|log|ln|exp|sqrt|max|min|
 _WORD = re.compile(r"(?<![A-Za-z\\{])[A-Za-z]{4,}")
 _BASED = re.compile(r"\d\s*_|_\s*\{?\\text|\\ldots|:")
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
+_SECOND = re.compile(r"(?:,|\band\b|\bplus\b)\s*\}?\s*\\?\$?(?:\d|\\frac)")
+_INCHES = re.compile(r"(?:\\text\s*\{)?\s*([A-Za-z]+)\s*\}?\s*\d[\d./ ]*(?:\\text\s*\{)?\s*([A-Za-z]+)[.\s}]*")
 _DEGREES = re.compile(r"\{?(\d+(?:\.\d+)?)\s*\\deg\s*\}?")
 _REPEATING = re.compile(r"(\d+)?\.(\d*)\\(?:overline|bar)\s*\{(\d+)\}")
 _ABOUT = re.compile(r"(.*?)\\approx(?![A-Za-z])(.*)", re.DOTALL)
@@ -122,9 +124,13 @@ def _repeated(found: re.Match[str]) -> str:
 def _leaf(text: str) -> Value:
     spelled = _FUNCTIONS.sub(lambda found: "\\" + found[0], text)
     if "\\text" in spelled or _WORD.search(spelled) or _BASED.search(spelled) or not _MATHEMATICS.search(spelled):
-        return ("text", "".join(_TEXT.sub(r"\1", text).split()).strip(".,;:").casefold())
+        return _words(text)
     # Angles in degrees, where a function wants radians.
     return ("algebra", " ".join(_DEGREES.sub(r"{(\\frac{\1\\pi}{180})}", spelled).split()))
+
+
+def _words(text: str) -> Value:
+    return ("text", "".join(_TEXT.sub(r"\1", text).split()).strip(".,;:").casefold())
 
 
 def _list(text: str, depth: int) -> Reading | None:
@@ -135,7 +141,9 @@ def _list(text: str, depth: int) -> Reading | None:
     names = {reading.variable for reading in found}
     first = found[0].variable
     units = {reading.unit for reading in found if reading.unit}
-    unit = units.pop() if len(units) == 1 else None
+    if len(units) > 1:
+        return Reading(_words(text))
+    unit = next(iter(units), None)
     if len(names - {None}) <= 1 and (first or len(names) == 1):
         return Reading(("list", *(reading.value for reading in found)), first, unit)
     return Reading(("list", *(_named(reading) for reading in found)), None, unit)
@@ -261,6 +269,8 @@ def _amount(text: str, depth: int) -> Reading | None:
     rest = "" if found is None else text[found.end() :]
     if found is not None and _counts(rest, spaced=found[0][-1:].isspace()):
         number = _worked_out(found[0])
+        if number is not None and _is_compound(rest):
+            return Reading(_words(text))
         if number is not None:
             scale = re.match(r"(thousand|million|billion|trillion)s?\b", rest.casefold())
             if scale is not None:
@@ -272,6 +282,12 @@ def _amount(text: str, depth: int) -> Reading | None:
         if reading.value[0] != "text":
             return replace(reading, unit=reading.unit or unit_of(measured["rest"]))
     return None
+
+
+def _is_compound(rest: str) -> bool:
+    """Whether a second amount stands behind a number: `5 feet 6 inches`, `2 hours and 5 minutes`, `3 pens, 2 books`."""
+    second = _INCHES.fullmatch(rest)
+    return _SECOND.search(rest) is not None or (second is not None and is_unit(second[1]) and is_unit(second[2]))
 
 
 def _counts(rest: str, *, spaced: bool) -> bool:

@@ -42,6 +42,7 @@ _RULES = tuple(
         (r"\\neq(?![A-Za-z])|!=", r"\\ne "),
         (r"\\(?:dots|cdots|dotsc|dotsb)(?![A-Za-z])|\.\.\.", r"\\ldots "),
         (r"\\(?:times|ast)(?![A-Za-z])|(?<=[\d)}])\s*\*\s*(?=[\d(\\.-])", r"\\cdot "),
+        (r"(?<=\d)\s*[xX]\s*(?=\d)", r"\\cdot "),
         (r"\\div(?![A-Za-z])", "/"),
         (r"\\%", "%"),
         (r"\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\}|\\deg(?:ree)?(?![A-Za-z])|(?=\\deg ))|\\degrees?(?![A-Za-z])", r"\\deg "),
