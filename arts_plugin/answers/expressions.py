@@ -29,6 +29,7 @@ _SPELLED = tuple(
         (r"(?<![\d)])\*\*(?=[\d(])((?:[^*\n]|\*(?!\*))+)(?<=[\d)])\*\*(?![\d(])", r"\1"),
         ("\\\\times|\\\\cdot|\u00d7|\u00b7|\u22c5|\u2217", "*"),
         (r"(?<=[\d)])\s*[xX]\s*(?=[\d(])", " * "),
+        (r"(?<=[\d)])[^\S\n]+\((?=[^\S\n])", " * ("),
         ("\\\\div|\u00f7", "/"),
         # A fraction that was not unfolded is not to be taken for what stands in its braces.
         (r"\\[dt]?frac[^\n=]*", "?"),

@@ -25,12 +25,19 @@ _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{|\\[{}]|[{}]")
 _BARE_BOX = re.compile(r"\\(?:boxed|fbox)\s*([-\u2212]?\d[\d,]*(?:\.\d+)?|[A-Za-z](?![A-Za-z]))")
 _HASHES = re.compile(r"####+[ \t]*([^\n]*)")
 _PHRASE = re.compile(
-    r"(?:\b(?:answer|(?:correct|right|best)\s+(?:option|choice))\s+is\b|(?:(?:^|\n)[ \t*_#>]*|\bfinal\s)answer[*_]*\s*:)[\s:*]*",
+    r"(?:\b(?:answers?|(?:correct|right|best)\s+(?:option|choice))\s+(?:is|are|was|equals|(?:would|should|must|will)\s+be)\b"
+    r"|(?:(?:^|\n)[ \t*_#>]*|\bfinal\s)answer[*_]*\s*:)[\s:*]*(?:(?:\\\[|\$\$)[ \t]*\n\s*)?",
     re.IGNORECASE,
 )
+_CORRECT = re.compile(
+    r"(?:\b(?:option|choice|answer)\s+\(?([A-Z])\)?|\(([A-Z])\))\s+is\s+(?:the\s+)?(?:correct|right|best)\b",
+    re.IGNORECASE,
+)
+_WORDS = 6
+"""Words of an answer without a number, at most: longer ones are sentences."""
 _LABEL = re.compile(r"\W*(?:(?:the\s+)?(?:final\s+)?answer(?:\s+is)?|result)\s*[:=]?[\s*]*", re.IGNORECASE)
 _HEADING = re.compile(
-    r"\s*[*_]*(?:step|part|case|final answer|answer|solution|conclusion|summary|explanation)\b[\s\d:.*]*$",
+    r"\s*[*_]*(?:step|part|case)\s*\d|\s*[*_]*(?:step|part|case|final answer|answer|solution|conclusion|summary|explanation)\b[\s\d:.*]*$",
     re.IGNORECASE,
 )
 _NUMBERED = re.compile(r"\s*\d+[.):]\s+[A-Za-z]")
@@ -41,12 +48,14 @@ _RESTATED = re.compile(
 )
 _DANGLING = re.compile(r"\s*(?:[-+*/=]|\\cdot|\\times)\s*$")
 _DOLLARS = re.compile(r"\$\$?(?=[^\s$])([^$\n]*[^\s$\\])\$\$?(?!\d)|\\\((.+?)\\\)|\\\[(.+?)\\\]")
+_NEGATIVE = re.compile(r"^(?:minus|negative)\s+(?=[\d\\.$])", re.IGNORECASE)
+_JOINED = re.compile(r"\s*(?:,|,?\s*and|,?\s*or)\s*")
 _LETTER = re.compile(
-    r"(?:(?:option|choice)\s+)?(?:\(\s*(?P<in>[A-Za-z])\s*\)|(?P<bare>[A-Z\uff21-\uff3a])(?![\w'\u2019]))(?P<rest>.*)",
+    r"(?:(?:option|choice|letter)\s+)?(?:[(\[{<]\s*(?P<in>[A-Za-z])\s*[)\]}>]|(?P<bare>[A-Z\uff21-\uff3a])(?![\w'\u2019]))(?P<rest>.*)",
     re.DOTALL,
 )
 _PROSE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{3,}|[a-z]\s+[a-z]{2,}\s")
-_NAMES = re.compile(r"(?:sin|cos|tan|log|ln|exp|sqrt|max|min|gcd|lcm|mod|deg)(?![a-z])")
+_NAMES = re.compile(r"(?:sin|cos|tan|log|ln|exp|sqrt|max|min|gcd|lcm|mod|deg)(?![a-z])|\b(?:and|or)\b")
 
 
 def extract_auto(text: str) -> str | None:
@@ -98,9 +107,10 @@ def extract_phrase(text: str) -> str | None:
         clause = _clause(rest)
         if _NEGATED.match(clause) or "\\boxed{}" in clause:  # the instruction, echoed
             continue
-        if clause:
-            return _of_clause(clause)
-    return None
+        if clause and (found := _of_clause(clause)):
+            return found
+    correct = list(_CORRECT.finditer(text))
+    return None if not correct else correct[-1][1] or correct[-1][2]
 
 
 def _said(text: str) -> Iterator[str]:
@@ -113,20 +123,29 @@ def _clause(rest: str) -> str:
     return _DANGLING.sub("", _RESTATED.split(clause)[-1].strip().strip("*:").strip())
 
 
-def _of_clause(clause: str) -> str:
+def _of_clause(clause: str) -> str | None:
     chosen = _LETTER.match(clause.lstrip("*$ \"'"))
     if chosen is not None and (letter := _chosen(chosen)):
         return letter
-    formulas = [next(part for part in match.groups() if part) for match in _DOLLARS.finditer(clause)]
-    formulas = [formula for formula in formulas if not _is_prose(formula)]
-    if formulas:
-        return formulas[-1].strip()
-    clause = clause.strip("*$ ").rstrip("!")  # an exclamation; a factorial stands between $ signs
+    if formula := _formula(clause):
+        return formula
+    clause = _NEGATIVE.sub("-", clause.strip("*$ ").rstrip("!"))  # an exclamation; a factorial stands between $ signs
     if not _is_prose(clause):
         return clause
     calculated = clause.rsplit("=", 1)[-1].strip("*$ ")
     number = _first_number(calculated) or _first_number(clause)
-    return number or clause
+    return number or (clause if len(clause.split()) <= _WORDS else None)
+
+
+def _formula(clause: str) -> str | None:
+    """The first formula between $ signs or brackets of LaTeX, with those that a comma or an "and" joins to it."""
+    found, end = "", 0
+    for match in _DOLLARS.finditer(clause):
+        formula = next(part for part in match.groups() if part).strip()
+        if _is_prose(formula) or (found and not _JOINED.fullmatch(clause, end, match.start())):
+            continue
+        found, end = f"{found}, {formula}" if found else formula, match.end()
+    return found or None
 
 
 def _chosen(found: re.Match[str]) -> str | None:

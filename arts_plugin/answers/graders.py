@@ -22,9 +22,10 @@ def math_grader() -> Grader:
     Raises:
         ArtsError: it is not, so that algebra would be compared as text.
     """
-    if not equality.algebra().available:
+    if equality.algebra().value("a + b") is None:
         raise ArtsError(
-            "grader math needs math-verify, which is not installed (pip install 'math-verify[antlr4_11_0]', or arts-plugin[math])"
+            "grader math needs math-verify, which is not installed or does not start (pip install 'math-verify[antlr4_11_0]', or "
+            "arts-plugin[math])"
         )
     return grade_exact
 
@@ -36,10 +37,11 @@ def grade_numeric(answer: str, gold: str) -> bool:
 
 
 _CHOICE = re.compile(
-    r"(?:the\s+)?(?:(?:final|correct|best|right)\s+)*(?:answer|option|choice)?(?:\s+is)?[\s:(]*([A-Za-z])(?![\w'\u2019])(?P<rest>.*)",
+    r"(?:the\s+)?(?:(?:final|correct|best|right)\s+)*(?:answer|option|choice)?(?:\s+is)?[\s:(\[{]*([A-Za-z])(?![\w'\u2019])(?P<rest>.*)",
     re.IGNORECASE | re.DOTALL,
 )
 # What makes words of the letters A and I, and two choices of one.
+_OPERATOR = re.compile(r"\s*[=+*/^<>_]|\s*-\s*\d")
 _WORDY = re.compile(r"\s+(?!because|since|as\b|which|with\b|is\b)[a-z]")
 _SECOND = re.compile(r"\s*(?:,|/|&|and|or|\+)\s*\(?[A-Za-z]\)?(?![A-Za-z'])", re.IGNORECASE)
 
@@ -52,6 +54,7 @@ def choice_of(answer: str) -> str | None:
     letter, rest = found[1], found["rest"]
     if (
         _SECOND.match(rest.lstrip(")"))
+        or _OPERATOR.match(rest)
         or (letter in "aAI" and _WORDY.match(rest))
         or (letter.islower() and rest[:1] == " ")
     ):

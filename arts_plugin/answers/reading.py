@@ -64,7 +64,8 @@ _ASIDE = re.compile(r"(.*[\d})])\s*\([A-Za-z][A-Za-z ,']+\)", re.DOTALL)
 _CONSTANT = re.compile(r"\\(?:pi|infty|emptyset)|[ei]")
 _MATRIX = re.compile(r"\\begin\s*\{([bpvBV]?)matrix\}(.*)\\end\s*\{\1matrix\}", re.DOTALL)
 _MONEY = re.compile(
-    r"(?P<sign>[-+]?)\s*(?P<unit>\\dollar|\\pounds|\\euro|\\yen|US\s*\\dollar)\s*(?P<rest>.*)", re.DOTALL
+    r"(?P<sign>[-+]?)\s*(?P<unit>\\dollar|\\pounds|\\euro|\\yen|(?:USD|EUR|GBP|JPY|Rs)\.?(?=\s*[\d.]))\s*(?P<rest>.*)",
+    re.DOTALL,
 )
 _AMOUNT = re.compile(r"(?:[-+()\d.,/*^!{}\s]|\\(?:frac|cdot)(?![A-Za-z])|(?<=\d)[eE](?=[+-]?\d))+")
 _ANGLE = re.compile(r"(?:sin|cos|tan|cot|sec|csc)(?![a-z]).*\\deg")
@@ -81,6 +82,18 @@ _INCHES = re.compile(r"(?:\\text\s*\{)?\s*([A-Za-z]+)\s*\}?\s*\d[\d./ ]*(?:\\tex
 _DEGREES = re.compile(r"\{?(\d+(?:\.\d+)?)\s*\\deg\s*\}?")
 _REPEATING = re.compile(r"(\d+)?\.(\d*)\\(?:overline|bar)\s*\{(\d+)\}")
 _ABOUT = re.compile(r"(.*?)\\approx(?![A-Za-z])(.*)", re.DOTALL)
+_ABOUTS = re.compile(
+    r"(?:about|approximately|approx\.?|roughly|around|exactly|only|just|(?:a|the)\s+total\s+of|total\s+of|\\sim)\s+(.+)",
+    re.IGNORECASE | re.DOTALL,
+)
+_NEGATIVE = re.compile(r"(?:\\text\s*\{\s*)?(?:minus|negative)\s*\}?\s*(?=[\d\\.$])", re.IGNORECASE)
+# A short sentence around a number, which nothing bounds or negates.
+_SENTENCE = re.compile(
+    r"(?:[A-Za-z][A-Za-z' ]*\s)?(?:is|are|has|have|had|was|were|costs?|pays?|makes?|gets?|needs?|earns?|equals?|answer)\s+(?=[-\d\\.])(.+)",
+    re.DOTALL,
+)
+_NOT = re.compile(r"\b(?:not|no|never|n't|less|more|fewer|greater|least|most|than|between|if)\b", re.IGNORECASE)
+_LED = re.compile(r"\\text\s*\{[^{}]*\}\s*(?=[-\d\\.])(.+)", re.DOTALL)
 _DEPTH = 6
 
 
@@ -265,10 +278,12 @@ def _amount(text: str, depth: int) -> Reading | None:
         return replace(paid, unit=unit_of(money["unit"])) if paid.value[0] in {"number", "algebra"} else None
     if (aside := _ASIDE.fullmatch(text)) is not None:
         return _read(aside[1], depth)
+    if (stated := _stated(text, depth)) is not None:
+        return stated
     found = _AMOUNT.match(text)
     rest = "" if found is None else text[found.end() :]
     if found is not None and _counts(rest, spaced=found[0][-1:].isspace()):
-        number = _worked_out(found[0])
+        number = _worked_out(found[0].rstrip(" /"))  # `18/hour`
         if number is not None and _is_compound(rest):
             return Reading(_words(text))
         if number is not None:
@@ -282,6 +297,16 @@ def _amount(text: str, depth: int) -> Reading | None:
         if reading.value[0] != "text":
             return replace(reading, unit=reading.unit or unit_of(measured["rest"]))
     return None
+
+
+def _stated(text: str, depth: int) -> Reading | None:
+    """The number in `about 18`, `minus 7`, `She has 18 pens`, `\\text{Total } 18`."""
+    for pattern in (_ABOUTS, _SENTENCE, _LED):
+        found = pattern.fullmatch(_NEGATIVE.sub("-", text))
+        if found is not None and not _NOT.search(text) and (reading := _read(found[1], depth)).number is not None:
+            return reading
+    negative, found_one = _NEGATIVE.subn("-", text)
+    return _read(negative, depth) if found_one else None
 
 
 def _is_compound(rest: str) -> bool:

@@ -31,6 +31,7 @@ _RULES = tuple(
         # Digits that are grouped are one number; so they are joined before commas and spaces get another meaning.
         (r"(?<=\d)(?:\{,\}|,?\\[!,]|\\ )(?=\d{3}(?!\d))", ""),
         (r"(?<!\\)\\[!,]", " "),
+        (r"\\(?:text)?color\s*\{[^{}]*\}|\\(?:large|Large|LARGE|huge|Huge|bf|it|small|mathstrut)(?![A-Za-z])", " "),
         (r"\\\$|\bUS\s*\$", r"\\dollar "),
         (r"(?<!\\)\\[()\[\]]|\$|\*\*|(?<![A-Za-z0-9])__|__(?![A-Za-z0-9])|`", " "),
         (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits)(?![A-Za-z])\.?", ""),
