@@ -5,6 +5,7 @@ import itertools
 import json
 import random
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,19 @@ from arts_plugin.answers.extract import extract_auto
 from arts_plugin.answers.reading import read
 from arts_plugin.evaluation.pool import PoolProblem
 from arts_plugin.evaluation.statistics import majority
+from arts_plugin.hookspecs import Grader
 from arts_plugin.plugins import Plugins
 from arts_plugin.search.select import select
 from arts_plugin.tree import ReasoningTree
 from arts_tasks import grade
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@lru_cache
+def grader(name: str) -> Grader:
+    made: Grader = Plugins().make("grader", name)
+    return made
 
 
 def rows(name: str) -> list[Any]:
@@ -52,14 +60,14 @@ def test_expressions_of_puzzles(row: dict[str, Any]) -> None:
 @pytest.mark.parametrize("row", rows("choice"))
 def test_the_letter_that_is_chosen(row: dict[str, Any]) -> None:
     found = extract_auto(row["text"])
-    assert Plugins().make("grader", "choice")(found or "", row["gold"]) is row["right"], found
+    assert grader("choice")(found or "", row["gold"]) is row["right"], found
 
 
 @pytest.mark.parametrize("row", rows("equal"))
 def test_what_is_equal(row: dict[str, Any]) -> None:
     answer, gold = row["answer"], row["gold"]
     for left, right in ((answer, gold), (gold, answer)):
-        assert Plugins().make("grader", "math")(left, right) is row["right"]
+        assert grader("math")(left, right) is row["right"]
         assert equality.classes([left, right]) == [0, int(not row["right"])]
     for one in (answer, gold):
         assert equality.same(one, one)
@@ -82,7 +90,7 @@ def test_what_votes_together(row: dict[str, Any]) -> None:
 
 def test_an_empty_answer_is_never_right() -> None:
     for name in ("exact", "math", "numeric", "choice"):
-        assert not Plugins().make("grader", name)("", "")
+        assert not grader(name)("", "")
 
 
 def recorded_answers() -> Iterator[set[str]]:
@@ -98,7 +106,7 @@ def test_votes_and_grades_agree() -> None:
     Over the cases, mixed, and over the recorded pools. Of the cases those that name a unit or a variable are left to the test
     below: `5` is graded equal to `5 km` and to `5 m`, which cannot all vote together.
     """
-    grader = Plugins().make("grader", "math")
+    graded = grader("math")
     rng = random.Random(0)
     cases = [parameter.values[0] for parameter in rows("equal")]
     spellings = {row[name] for row in cases for name in ("answer", "gold")}
@@ -110,7 +118,7 @@ def test_votes_and_grades_agree() -> None:
         listed = sorted(answers)
         numbers = dict(zip(listed, equality.classes(listed), strict=True))
         for one, other in itertools.product(listed, repeat=2):
-            assert grader(one, other) is (numbers[one] == numbers[other]), (one, other, listed)
+            assert graded(one, other) is (numbers[one] == numbers[other]), (one, other, listed)
 
 
 def test_what_names_no_unit_or_variable_means_what_most_do() -> None:
