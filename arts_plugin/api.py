@@ -11,9 +11,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from arts_plugin import checkpoint, prompts
+from arts_plugin.answers.extract import regex_extractor
 from arts_plugin.backend import Backend, Prompt
 from arts_plugin.errors import SettingsError, unknown_name
-from arts_plugin.evaluation.extract import regex_extractor
 from arts_plugin.hookspecs import Extractor
 from arts_plugin.plugins import Plugins, plugins
 from arts_plugin.run import RunFolder

@@ -37,18 +37,18 @@ def arts_register_verifiers(register: Register) -> None:
 @hookimpl
 def arts_register_graders(register: Register) -> None:
     """exact, numeric, choice and math."""
-    from arts_plugin.evaluation import grading
+    from arts_plugin.answers import graders
 
-    register("exact", lambda: grading.grade_exact)
-    register("numeric", lambda: grading.grade_numeric)
-    register("choice", lambda: grading.grade_choice)
+    register("exact", lambda: graders.grade_exact)
+    register("numeric", lambda: graders.grade_numeric)
+    register("choice", lambda: graders.grade_choice)
     register("math", _math)
 
 
 @hookimpl
 def arts_register_extractors(register: Register) -> None:
     """auto and its parts, expression, and text."""
-    from arts_plugin.evaluation import extract
+    from arts_plugin.answers import extract
 
     register("auto", lambda: extract.extract_auto)
     register("boxed", lambda: extract.extract_boxed)
@@ -60,15 +60,15 @@ def arts_register_extractors(register: Register) -> None:
 
 
 def _expression() -> Any:
-    from arts_plugin.evaluation.expressions import extract_compact
+    from arts_plugin.answers.expressions import extract_compact
 
     return extract_compact
 
 
 def _math() -> Any:
-    from arts_plugin.evaluation.math_grader import MathGrader
+    from arts_plugin.answers.graders import math_grader
 
-    return MathGrader()
+    return math_grader()
 
 
 def _arts(settings: Any, tree: Any) -> Any:

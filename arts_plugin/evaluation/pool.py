@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from arts_plugin.evaluation.extract import canonical
+from arts_plugin.answers import equality
 from arts_plugin.evaluation.statistics import Estimate, oracle_at_k
 
 Array = npt.NDArray[np.float64]
@@ -48,8 +48,7 @@ class PoolProblem:
 
     def classes(self) -> npt.NDArray[np.int64]:
         """[n]: which class of equal answers each trace votes for, -1 for none."""
-        names: dict[str, int] = {}
-        return np.array([-1 if a is None else names.setdefault(canonical(a), len(names)) for a in self.answers])
+        return np.array(equality.classes(self.answers), dtype=np.int64)
 
 
 def best_of_k(scores: Array, correct: npt.NDArray[np.bool_], k: int) -> float:
@@ -95,7 +94,7 @@ def vote(
     # Those without an answer weigh nothing, in whichever class.
     places = np.arange(len(subsets))[:, None] * n_classes + np.maximum(classes[subsets], 0)
     mass = np.bincount(places.ravel(), weight.ravel(), minlength=len(subsets) * n_classes).reshape(-1, n_classes)
-    # A class's label is a mean: a grader may tell apart what voting does not.
+    # A class's label is a mean: a task's own grader may tell apart what voting does not.
     voting = classes >= 0
     size = np.maximum(np.bincount(classes[voting], minlength=n_classes), 1)
     label = np.bincount(classes[voting], correct[voting], minlength=n_classes) / size

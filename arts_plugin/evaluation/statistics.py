@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from arts_plugin.evaluation.extract import canonical
+from arts_plugin.answers import equality
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +68,12 @@ def majority(answers: Sequence[str | None], correct: Sequence[bool]) -> float:
     """Probability that the largest class of equal answers is correct, ties drawn at random and averaged.
 
     A trace without an answer does not vote; if none has one, nothing is chosen and nothing is correct. Within a
-    class, `correct` is averaged (a grader may tell apart what voting does not).
+    class, `correct` is averaged (a task's own grader may tell apart what voting does not).
     """
-    classes: dict[str, list[bool]] = {}
-    for answer, right in zip(answers, correct, strict=True):
-        if answer is not None:
-            classes.setdefault(canonical(answer), []).append(right)
+    classes: dict[int, list[bool]] = {}
+    for number, right in zip(equality.classes(answers), correct, strict=True):
+        if number >= 0:
+            classes.setdefault(number, []).append(right)
     if not classes:
         return 0.0
     largest = max(map(len, classes.values()))

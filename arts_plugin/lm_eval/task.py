@@ -21,8 +21,8 @@ from typing import Any
 from lm_eval.api.metrics import mean
 from lm_eval.api.task import ConfigurableTask
 
+from arts_plugin.answers.extract import extract_auto
 from arts_plugin.errors import ArtsError, did_you_mean
-from arts_plugin.evaluation.extract import extract_auto
 from arts_plugin.evaluation.search_metrics import Values, ratio, ratio_stderr
 from arts_plugin.lm_eval.entries import COSTS, Entries, Entry, figures
 from arts_plugin.lm_eval.labels import Labels

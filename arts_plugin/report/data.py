@@ -7,7 +7,7 @@ import logging
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from arts_plugin.evaluation.search_metrics import Scored, rules
 from arts_plugin.run import TREES_FILE
 from arts_plugin.search.select import select
 from arts_plugin.training.dataset import RunInfo
-from arts_plugin.training.grades import Graded, read_grades
+from arts_plugin.training.grades import Graded, read_grades, voting
 from arts_plugin.training.pools import INDEPENDENT, main_leaves
 from arts_plugin.tree import ReasoningTree
 
@@ -285,12 +285,6 @@ def _question(name: str, task: str, tree: ReasoningTree, graded: Graded, seed: i
 def _right(graded: Graded, leaf: int | None) -> float:
     """An unfinished trajectory, which is chosen for want of a finished one, has no grade and is wrong."""
     return float(leaf is not None and graded.correct.get(leaf, False))
-
-
-def voting(tree: ReasoningTree, votes: dict[int, str | None]) -> ReasoningTree:
-    """The tree with the task's answers in place of those that the search found."""
-    nodes = [replace(node, answer=votes.get(node.id)) if node.terminal else node for node in tree.nodes]
-    return replace(tree, nodes=nodes)
 
 
 def _scores(name: str, tree: ReasoningTree, leaves: Sequence[int], likely: Sequence[float]) -> dict[str, Array]:

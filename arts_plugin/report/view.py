@@ -20,10 +20,10 @@ from typing import Any
 from arts_plugin import __version__
 from arts_plugin.errors import ArtsError
 from arts_plugin.evaluation.pool import is_rare
-from arts_plugin.report.data import usable_trees, voting
+from arts_plugin.report.data import usable_trees
 from arts_plugin.search.select import RULES, select
 from arts_plugin.training.dataset import RunInfo
-from arts_plugin.training.grades import GRADES_FILE, Graded, read_grades
+from arts_plugin.training.grades import GRADES_FILE, Graded, read_grades, voting
 from arts_plugin.tree import Node, ReasoningTree
 
 log = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from arts_plugin.answers import equality
 from arts_plugin.errors import unknown_name
-from arts_plugin.evaluation.extract import canonical
 from arts_plugin.randomness import generator
 from arts_plugin.tree import ReasoningTree, Trajectory
 
@@ -72,10 +72,11 @@ def _weighted_vote(candidates: Sequence[Trajectory], rng: np.random.Generator) -
 
 def _vote(candidates: Sequence[Trajectory], rng: np.random.Generator, log_weight: Weight) -> Trajectory:
     """The best-scored trajectory of the heaviest class of equal answers; ties between classes are drawn."""
-    classes: dict[str, list[Trajectory]] = {}
-    for trajectory in candidates:
-        if trajectory.answer is not None:
-            classes.setdefault(canonical(trajectory.answer), []).append(trajectory)
+    classes: dict[int, list[Trajectory]] = {}
+    numbers = equality.classes([trajectory.answer for trajectory in candidates])
+    for number, trajectory in zip(numbers, candidates, strict=True):
+        if number >= 0:
+            classes.setdefault(number, []).append(trajectory)
     if not classes:  # no trajectory has an answer to vote with
         return _by_flow(candidates, rng)
     weights = {answer: float(np.logaddexp.reduce([log_weight(t) for t in group])) for answer, group in classes.items()}

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from arts_plugin.evaluation.extract import canonical
+from arts_plugin.answers import equality
 from arts_plugin.search.base import Proposal, Taken
 from arts_plugin.search.best_of_n import BestOfN
 from arts_plugin.search.budget import Budget
@@ -34,25 +34,25 @@ class SelfConsistency(BestOfN):
         super().__init__(tree, budget, slots=slots)
         self._in_order = True
         self._confidence = confidence
-        self._votes: Counter[str] = Counter()
+        self._answers: list[str] = []
 
     def _take_in(self, proposal: Proposal) -> Taken:
         taken = super()._take_in(proposal)
         if taken.node and taken.node.terminal:
             if taken.node.answer is not None:
-                self._votes[canonical(taken.node.answer)] += 1
+                self._answers.append(taken.node.answer)
             if not self.ended_by and self._decided():
                 self.ended_by = "decided"
         return taken
 
     def _decided(self) -> bool:
-        first, second = leaders(self._votes)
+        first, second = leaders(Counter(equality.classes(self._answers)))
         if self._limit is not None and first - second > self._limit - self.tree.n_finished:
             return True
         return self._confidence < 1 and posterior_of_the_leader(first, second) >= self._confidence
 
 
-def leaders(votes: Counter[str]) -> tuple[int, int]:
+def leaders(votes: Counter[int]) -> tuple[int, int]:
     """The votes of the two answers that have most."""
     counts = [count for _, count in votes.most_common(2)]
     return (*counts, 0, 0)[0], (*counts, 0, 0)[1]

@@ -216,6 +216,21 @@ def rescore(run: str, verifiers: tuple[str, ...], select: str | None, out: str, 
 
 
 @click.command()
+@click.argument("run", type=click.Path(exists=True, file_okay=False))
+@click.option("--grader", default=None, help="numeric, math, choice, exact or a plugin's; default: the labels' own.")
+@click.option("--extract", default=None, help="How answers are found; default: as when the run was made.")
+def grade(run: str, grader: str | None, extract: str | None) -> None:
+    """Find and grade the answers of RUN's trajectories again, as this version does; nothing is generated."""
+    from arts_plugin.training.regrade import grade_again
+
+    made = grade_again(run, grader, extract)
+    click.echo(
+        f"{run}: {made.trajectories} trajectories of {made.trees} trees; {made.labels} have another label and {made.votes} "
+        f"another answer than before; {made.right} are right"
+    )
+
+
+@click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False))
 @click.option("--out", default=None, type=click.Path(file_okay=False), help="Folder for compare.json, .md and .png.")
 @click.option(
@@ -250,4 +265,4 @@ def export(verifier: Path, out: Path, base: Path) -> None:
     )
 
 
-COMMANDS = (sdf, features, train, rescore, compare, export)
+COMMANDS = (sdf, features, train, rescore, grade, compare, export)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from arts_plugin import features
 from arts_plugin.errors import ArtsError
 from arts_plugin.run import RUN_FILE, TREES_FILE
-from arts_plugin.training.grades import read_grades
+from arts_plugin.training.grades import read_grades, voting
 from arts_plugin.tree import ReasoningTree
 
 log = logging.getLogger(__name__)
@@ -106,6 +106,8 @@ def read_labelled(run: str | Path, *, with_features: bool = True) -> list[Labell
             if (name := str(tree.meta.get("id", graded.id))) in ids:
                 raise ArtsError(f"problem {name} was there before")
             rows = _features(run, tree, info) if with_features else None
+            if graded.votes is not None:
+                tree = voting(tree, graded.votes)
             kept.append(LabelledTree(name, tree, graded.correct, rows, graded.subject, graded.level))
             ids.add(name)
         except ArtsError as error:

@@ -6,11 +6,12 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from arts_plugin.errors import ArtsError
+from arts_plugin.tree import ReasoningTree
 
 GRADES_FILE = "grades.jsonl"
 log = logging.getLogger(__name__)
@@ -74,6 +75,12 @@ def _lines(file: Path) -> Iterator[Graded]:
                 yield Graded.from_record(json.loads(line))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 log.warning("%s, line %d is passed over: %r", file, number, error)
+
+
+def voting(tree: ReasoningTree, votes: dict[int, str | None]) -> ReasoningTree:
+    """The tree with the task's answers in place of those that the search found."""
+    nodes = [replace(node, answer=votes.get(node.id)) if node.terminal else node for node in tree.nodes]
+    return replace(tree, nodes=nodes)
 
 
 class GradesFile:

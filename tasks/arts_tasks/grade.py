@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from arts_plugin.evaluation.expressions import extract_compact, extract_expression, reaches
-from arts_plugin.evaluation.extract import extract_auto
-from arts_plugin.evaluation.grading import grade_numeric
+from arts_plugin.answers.expressions import extract_compact, extract_expression, reaches
+from arts_plugin.answers.extract import extract_auto
+from arts_plugin.answers.graders import grade_numeric
 
 
 def number(doc: dict[str, Any], results: list[str]) -> dict[str, float]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from arts_plugin import Arts, ReasoningTree
-from arts_plugin.evaluation.grading import grade_numeric
+from arts_plugin.answers.graders import grade_numeric
 from arts_plugin.evaluation.statistics import bootstrap, majority, oracle_at_k
 
 

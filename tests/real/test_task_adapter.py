@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from lm_eval.tasks import TaskManager
 
+from arts_plugin.answers.extract import regex_extractor
 from arts_plugin.api import REGEX_PREFIX
-from arts_plugin.evaluation.extract import regex_extractor
 from arts_plugin.lm_eval.model import ArtsLM
 from tests.models import THREADS, data, smollm2
 

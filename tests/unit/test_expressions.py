@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from arts_plugin.evaluation.expressions import extract_expression, reaches, work_out
+from arts_plugin.answers.expressions import extract_expression, reaches, work_out
 from arts_plugin.plugins import Plugins
 from arts_tasks.grade import expression_vote
 

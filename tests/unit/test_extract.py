@@ -1,15 +1,15 @@
 """Finding and comparing answers in text that may be anything at all."""
 
 import time
-from decimal import Decimal
 from fractions import Fraction
 
 import pytest
 
+from arts_plugin.answers import extract
+from arts_plugin.answers.extract import extract_auto
+from arts_plugin.answers.graders import grade_exact, grade_numeric
+from arts_plugin.answers.spelling import MAX_LENGTH
 from arts_plugin.errors import SettingsError
-from arts_plugin.evaluation import extract, grading
-from arts_plugin.evaluation.extract import canonical, extract_auto
-from arts_plugin.evaluation.grading import grade_exact, grade_numeric
 from arts_plugin.hookspecs import Extractor
 
 
@@ -18,7 +18,7 @@ from arts_plugin.hookspecs import Extractor
     [
         (extract.extract_boxed, r"so \boxed{1} or \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
         (extract.extract_boxed, r"\fbox{ 7 }", "7"),
-        (extract.extract_boxed, r"\boxed{1} \boxed{2", None),  # the last one was cut off
+        (extract.extract_boxed, r"\boxed{1} \boxed{2", "1"),  # the last one was cut off
         (extract.extract_boxed, r"\boxed{}", None),
         (extract.extract_boxed, "no box", None),
         (extract.extract_hashes, "#### 3\nmore\n#### 1,234 \n", "1,234"),
@@ -33,7 +33,7 @@ from arts_plugin.hookspecs import Extractor
         (extract.extract_phrase, "the final answer is within \\boxed{}.", None),
         (extract.extract_phrase, "answer isnt 5", None),
         (extract.extract_phrase, r"The answer is $\frac{3}{4}$.", r"\frac{3}{4}"),
-        (extract.extract_phrase, r"The answer is \$5.", "$5"),
+        (extract.extract_phrase, r"The answer is \$5.", r"\$5"),
         (extract.extract_number, "3 apples and $1,234.50, that is all 7", "7"),
         (extract.extract_number, "it costs $1,234.50.", "$1,234.50"),
         (extract.extract_number, "so 5, done", "5"),
@@ -58,9 +58,7 @@ def test_auto_prefers_what_the_model_marked() -> None:
 
 def test_a_number_and_what_follows_it_vote_together() -> None:
     """Punctuation after a number is no part of it."""
-    found = {
-        canonical(extract_auto(text) or "") for text in ("It is 5", "It is 5.", "5, I think", "so: 5!", "(5)", "**5**")
-    }
+    found = {extract_auto(text) for text in ("It is 5", "It is 5.", "5, I think", "so: 5!", "(5)", "**5**")}
     assert found == {"5"}
 
 
@@ -81,12 +79,12 @@ def test_regex_extractor() -> None:
         ["0", "-0", "0.000", "-0.0", "0e5"],
         ["-7", "- 7".replace(" ", ""), "-7.", "-7.00", "$-7$"],
         ["(B)", r"\text{(B)}", "(b)", " (B). "],
-        ["x + 1", "X  +\n1"],
+        ["x + 1", "x  +\n1"],
+        ["Blue sky", "blue  sky."],
         ["123456789012345678901234567890123", "123,456,789,012,345,678,901,234,567,890,123.0"],
     ],
 )
 def test_spellings_of_one_answer_are_one_class(spellings: list[str]) -> None:
-    assert len({canonical(spelling) for spelling in spellings}) == 1
     assert all(grade_exact(spelling, spellings[0]) for spelling in spellings)
 
 
@@ -96,7 +94,6 @@ def test_spellings_of_one_answer_are_one_class(spellings: list[str]) -> None:
         ("1000", "1001"),
         ("1,00", "100"),
         ("-5", "5"),
-        ("1/2", "0.5"),
         ("0.1", "0.10000000000000000000000000000000001"),
         # Thirty digits that differ in the last one.
         ("123456789012345678901234567890", "123456789012345678901234567891"),
@@ -107,29 +104,18 @@ def test_spellings_of_one_answer_are_one_class(spellings: list[str]) -> None:
     ],
 )
 def test_different_answers_are_different_classes(one: str, other: str) -> None:
-    assert canonical(one) != canonical(other)
     assert not grade_exact(one, other)
-
-
-def test_canonical_of_canonical_is_itself() -> None:
-    for text in ("$1,000.00.", "1e30", "1e50", "1e-50", "12e39", "-0.00", r"\text{A}", "x  y", "١٢", "1_000", "NaN"):
-        assert canonical(canonical(text)) == canonical(text)
-
-
-def test_canonical_numbers_keep_their_value() -> None:
-    for text in ("0.000001", "120", "1e20", "-3.140", "1.5e-9", "99999999999999999999999999999999999999.5", "1e45"):
-        assert Decimal(canonical(text)) == Decimal(text)
-        assert "E" not in canonical(text) or "e45" in text  # plain digits while they are short
+    assert not grade_exact(other, one)
 
 
 @pytest.mark.parametrize(
-    ("answer", "gold", "same"),
+    ("answer", "gold", "equal"),
     [
         ("3/4", "0.75", True),
         ("0.75", "3/4", True),
         ("6/8", "3/4", True),
         ("1,000", "1000.0", True),
-        ("-1/3", "1/-3", False),
+        ("-1/3", "1/-3", True),
         ("1/3", "0.333333333", False),
         ("50%", "50", True),
         ("x", "x", False),  # no number
@@ -141,8 +127,8 @@ def test_canonical_numbers_keep_their_value() -> None:
         ("123456789012345678901234567890", "123456789012345678901234567891", False),
     ],
 )
-def test_grade_numeric(answer: str, gold: str, same: bool) -> None:
-    assert grade_numeric(answer, gold) is same
+def test_grade_numeric(answer: str, gold: str, equal: bool) -> None:
+    assert grade_numeric(answer, gold) is equal
 
 
 BOMBS = [
@@ -178,11 +164,10 @@ BOMBS = [
 def test_bombs_are_data(bomb: str) -> None:
     """Nothing is evaluated, raised or waited for, whatever stands in the answer."""
     began = time.thread_time()
-    canonical(bomb)
     grade_exact(bomb, "1")
     assert grade_numeric(bomb, "17") is False
     assert grade_numeric("17", bomb) is False
-    grading.grade_numeric(bomb, bomb)
+    grade_numeric(bomb, bomb)
     assert time.thread_time() - began < 1
 
 
@@ -214,7 +199,7 @@ def test_hostile_text_takes_no_time(text: str) -> None:
     began = time.thread_time()
     for extractor in EXTRACTORS:
         answer = extractor(text)
-        assert answer is None or 0 < len(answer) <= extract.MAX_LENGTH
+        assert answer is None or 0 < len(answer) <= MAX_LENGTH
     assert time.thread_time() - began < 1
 
 

@@ -33,7 +33,7 @@ def imported_by(code: str) -> set[str]:
         "import arts_plugin.plugins, arts_plugin.builtin, arts_llama_cpp.plugin",
         "from arts_plugin import Arts, ReasoningTree, Settings, hookimpl",
         "import arts_plugin.search.driver, arts_plugin.verifier, arts_plugin.sampling, arts_plugin.steps",
-        "import arts_plugin.evaluation.extract, arts_plugin.evaluation.grading",
+        "import arts_plugin.answers.extract, arts_plugin.answers.graders",
         "import arts_plugin.cli, arts_plugin.training.commands, arts_plugin.checkpoint, arts_plugin.value_head",
         "import arts_plugin.training.sdf, arts_plugin.training.rescore, arts_plugin.training.compare",
         "from arts_plugin.plugins import Plugins\n"

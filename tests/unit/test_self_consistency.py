@@ -13,8 +13,8 @@ import pytest
 from scipy import stats
 from scripted import Script, ScriptedBackend, Step
 
+from arts_plugin.answers.extract import extract_number
 from arts_plugin.errors import SettingsError
-from arts_plugin.evaluation.extract import extract_number
 from arts_plugin.plugins import Plugins
 from arts_plugin.search.driver import SearchDriver
 from arts_plugin.search.job import Job

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from scripted import ScriptedBackend, Step
 
-from arts_plugin.evaluation.extract import extract_auto
+from arts_plugin.answers.extract import extract_auto
 from arts_plugin.lm_eval.answer import handed_out
 from arts_plugin.plugins import Plugins
 from arts_plugin.prompts import answer_of

@@ -13,9 +13,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
-from arts_plugin.evaluation.extract import extract_boxed
+from arts_plugin.answers.extract import extract_boxed
 
 MAX_LENGTH = 200
+_FULLWIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 _MAX_DIGITS = 12
 _FRACTION = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
 _FRACTIONS_DEEP = 8
@@ -27,6 +28,8 @@ _SPELLED = tuple(
         # Only in pairs around operands: 9**9 is a power, which is no arithmetic of ours.
         (r"(?<![\d)])\*\*(?=[\d(])((?:[^*\n]|\*(?!\*))+)(?<=[\d)])\*\*(?![\d(])", r"\1"),
         ("\\\\times|\\\\cdot|\u00d7|\u00b7|\u22c5|\u2217", "*"),
+        (r"(?<=[\d)])\s*[xX]\s*(?=[\d(])", " * "),
+        (r"(?<=[\d)])[^\S\n]+\((?=[^\S\n])", " * ("),
         ("\\\\div|\u00f7", "/"),
         # A fraction that was not unfolded is not to be taken for what stands in its braces.
         (r"\\[dt]?frac[^\n=]*", "?"),
@@ -53,17 +56,21 @@ _BINARY: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
 
 
 def extract_expression(text: str) -> str | None:
-    """The last expression with an operation in it: boxed, or else anywhere. None if there is none.
+    """The expression with the most numbers, the last among equals: boxed, or else anywhere. None if none has an operation.
 
-    Of a chain `a = b = c` it is the one with the most numbers, the first among equals: the others are what it comes down
-    to. Marks around it (lists, emphasis, brackets that never close) are left out.
+    The others are what it comes down to, or checks of its parts. Of a chain `a = b = c` it is the first among equals. Marks
+    around it (lists, emphasis, brackets that never close) are left out.
     """
     boxed = extract_boxed(text)
     for place in (boxed, text) if boxed else (text,):
+        best, most = None, 1
         for stretch in reversed(_ELSE.split(_plain(place))):
             for chain in reversed(_chains(stretch)):
-                if found := _fullest(chain):
-                    return found
+                found, size = _fullest(chain)
+                if size > most:
+                    best, most = found, size
+        if best is not None:
+            return best
     return None
 
 
@@ -73,13 +80,15 @@ def extract_compact(text: str) -> str | None:
     return None if found is None else "".join(found.split())
 
 
-def _fullest(chain: Sequence[str]) -> str | None:
+def _fullest(chain: Sequence[str]) -> tuple[str | None, int]:
     worked = [(piece, work_out(piece)) for piece in chain]
-    sizes = {piece: len(value[1]) for piece, value in worked if value is not None and len(value[1]) > 1}
-    return max(sizes, key=sizes.__getitem__, default=None)
+    sizes = {piece: len(value[1]) for piece, value in worked if value is not None}
+    best = max(sizes, key=sizes.__getitem__, default=None)
+    return best, 0 if best is None else sizes[best]
 
 
 def _plain(text: str) -> str:
+    text = text.translate(_FULLWIDTH)
     for _ in range(_FRACTIONS_DEEP):  # the innermost first
         text, unfolded = _FRACTION.subn(r"((\1)/(\2))", text)
         if not unfolded:
