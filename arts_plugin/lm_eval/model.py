@@ -14,6 +14,8 @@ from tqdm import tqdm
 from arts_plugin.api import Arts
 from arts_plugin.backend import Message
 from arts_plugin.errors import SettingsError, did_you_mean
+from arts_plugin.foreign import ours
+from arts_plugin.lm_eval import host
 from arts_plugin.lm_eval.answer import Answer, handed_out
 from arts_plugin.lm_eval.chats import Chats
 from arts_plugin.lm_eval.ranks import Ranks, of_this_process
@@ -50,15 +52,23 @@ class ArtsLM(TemplateLM):
     def __init__(self, **keywords: Any) -> None:
         super().__init__()
         settings = _settings(keywords)
+        self._seeded = "seed" in keywords
         self._ranks = of_this_process(settings.device)
         if self._ranks is not None:
             self._rank, self._world_size = self._ranks.rank, self._ranks.world_size
             settings = _of_a_rank(settings, self._ranks)
         self.arts = Arts(settings)
+        self._take_seed()
         self._show_logs()
         self.backend_engine = self.arts.backend
         self._said: set[str] = set()
         self._chats = Chats(self.backend_engine)
+
+    def _take_seed(self) -> None:
+        """lm-eval's `--seed`, its first number, unless the arguments have one. A model may be made before it is known."""
+        seed = host.running().seed
+        if seed is not None and not self._seeded:
+            self.arts.reseed(seed)
 
     @staticmethod
     def _show_logs() -> None:
@@ -74,7 +84,7 @@ class ArtsLM(TemplateLM):
     @classmethod
     def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> ArtsLM:
         """From a dict."""
-        return cls(**{**_of_the_host(arg_dict, additional_config or {}), **arg_dict})
+        return cls(**host.arguments(arg_dict, additional_config or {}))
 
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval writes beside the results."""
@@ -158,6 +168,7 @@ class ArtsLM(TemplateLM):
             SettingsError: its answers were made by another model or with other settings.
         """
         super().set_cache_hook(cache_hook)
+        self._take_seed()
         cache = cache_hook.dbdict
         if cache is None:
             return
@@ -185,6 +196,7 @@ class ArtsLM(TemplateLM):
     # Generation.
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """The chosen trajectory's text for each request, as `Answer`. All requests go into one engine."""
+        self._take_seed()
         reads = list(self._read(requests))
         answers: dict[int, list[Answer]] = {}
         for read, tree in self._search(reads, disable_tqdm):
@@ -194,6 +206,7 @@ class ArtsLM(TemplateLM):
         return [answer for read in reads for answer in answers[read.place]]
 
     def _read(self, requests: list[Any]) -> Iterator[Request]:
+        users = host.running().gen_kwargs
         at = 0
         while at < len(requests):
             end = at + 1
@@ -210,7 +223,14 @@ class ArtsLM(TemplateLM):
                     f"repeats: {repeats} with --use_cache: lm-eval would hand out the last trajectory {repeats} times "
                     "when it reads its cache; leave --use_cache away (trace= resumes a run)"
                 )
-            settings, stops = settings_of(requests[at], self.arts.settings, self._said)
+            own = {name: value for name, value in users.items() if name in gen_kwargs}
+            settings, stops = settings_of(requests[at], self.arts.settings, self._said, own)
+            if repeats > 1 and (settings.strategy == "greedy" or not settings.temperature):
+                said_once(
+                    self._said,
+                    f"repeats: {repeats} under greedy decoding gives the same answer {repeats} times; "
+                    "strategy=best_of_n samples",
+                )
             wanted = settings.budget_trajectories
             if wanted is not None and wanted < repeats:
                 said_once(self._said, f"repeats: {repeats} raises budget_trajectories from {wanted} to {repeats}")
@@ -290,24 +310,6 @@ def _by_context(order: list[int], requests: Sequence[tuple[Any, list[int], list[
         yield group
 
 
-def _of_the_host(given: dict[str, Any], added: dict[str, Any]) -> dict[str, Any]:
-    """What lm-eval's own --batch_size and --device mean here.
-
-    It passes a batch size of 1 and the device cuda:0 also where nobody asked for them and there is no GPU.
-    """
-    found: dict[str, Any] = {}
-    device = added.get("device")
-    if device is not None and given.get("backend") == "hf":
-        import torch
-
-        if not str(device).startswith("cuda") or torch.cuda.is_available():
-            found["device"] = device
-    batch_size = str(added.get("batch_size") or 1)
-    if batch_size != "1" and "slots" not in given:
-        found["batch_size"] = batch_size
-    return found
-
-
 def _of_a_rank(settings: Settings, ranks: Ranks) -> Settings:
     """A GPU for each process of a machine, and a run folder for each."""
     changes: dict[str, Any] = {}
@@ -334,7 +336,9 @@ def _settings(keywords: dict[str, Any]) -> Settings:
                 values["slots"] = "auto" if str(value).startswith("auto") else value
             continue
         if name not in known:
-            raise SettingsError(f"unknown argument {key!r} in model_args{did_you_mean(key, known | set(_ALIASES))}")
+            raise SettingsError(
+                f"unknown argument {key!r} in model_args{ours(key) or did_you_mean(key, known | set(_ALIASES))}"
+            )
         if name in values:
             raise SettingsError(f"{key} and another name of {name} are both given; one is enough")
         values[name] = value
