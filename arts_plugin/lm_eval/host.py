@@ -65,6 +65,17 @@ def _read(arguments: Mapping[str, Any]) -> Evaluation:
     )
 
 
+def name_results(name: str) -> None:
+    """Name the folder of the results after the model, unless the user's arguments do: lm-eval would draw a random name."""
+    evaluation = running()
+    tracker = getattr(evaluation.tracker, "general_config_tracker", None)
+    if tracker is None or tracker._get_model_name(evaluation.model_args):
+        return
+    from lm_eval.utils import sanitize_model_name
+
+    tracker.model_name, tracker.model_name_sanitized = name, sanitize_model_name(name)
+
+
 def arguments(given: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a model: the user's, and of those that lm-eval adds what it was asked for.
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lm_eval.api.model import CacheHook, TemplateLM, hash_args
+from lm_eval.api.model import CacheHook, hash_args
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
 from tqdm import tqdm
 
@@ -18,9 +18,9 @@ from arts_plugin.foreign import ours
 from arts_plugin.lm_eval import host
 from arts_plugin.lm_eval.answer import Answer, handed_out
 from arts_plugin.lm_eval.chats import Chats
+from arts_plugin.lm_eval.contract import DescribedLM
 from arts_plugin.lm_eval.ranks import Ranks, of_this_process
 from arts_plugin.lm_eval.requests import Request, attached, said_once, settings_of
-from arts_plugin.run import versions
 from arts_plugin.search.job import Job
 from arts_plugin.settings import Settings, describe
 from arts_plugin.tree import ReasoningTree
@@ -35,7 +35,7 @@ _MADE_WITH, _REFUSED = "arts: made with", "arts: refused"
 """Our own entries in lm-eval's cache, beside the answers."""
 
 
-class ArtsLM(TemplateLM):
+class ArtsLM(DescribedLM):
     """Amortized Reasoning Tree Search as an lm-eval model.
 
     Args:
@@ -86,17 +86,6 @@ class ArtsLM(TemplateLM):
         """From a dict."""
         return cls(**host.arguments(arg_dict, additional_config or {}))
 
-    def get_model_info(self) -> dict[str, Any]:
-        """What lm-eval writes beside the results."""
-        info = self.backend_engine.info
-        return {
-            "model_name": info.name,
-            "model_num_parameters": info.n_params,
-            "model_digest": self.backend_engine.digest(),
-            "arts_settings": self.arts.settings.shaping(),
-            "arts_versions": versions(),
-        }
-
     # Several processes, each with its share of the questions.
     @property
     def device(self) -> Any:
@@ -117,15 +106,6 @@ class ArtsLM(TemplateLM):
             self._ranks.barrier()
 
     # Text.
-    @property
-    def tokenizer_name(self) -> str:
-        """Part of lm-eval's cache keys for rendered requests."""
-        return self.backend_engine.info.name
-
-    def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """The model's template, as lm-eval records it."""
-        return self.backend_engine.info.chat_template or ""
-
     def apply_chat_template(self, chat_history: list[Message], add_generation_prompt: bool = True) -> str:
         """A rendered chat, which remembers its messages.
 
@@ -136,8 +116,8 @@ class ArtsLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """The first token of an empty context, where the model has no BOS."""
-        return self.prefix_token_id
+        """The end-of-text token; where the model has none, what stands before a text without context."""
+        return self.backend_engine.info.eos if self.backend_engine.info.eos >= 0 else self.prefix_token_id
 
     @property
     def prefix_token_id(self) -> int:
