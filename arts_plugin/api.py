@@ -64,6 +64,7 @@ class Arts:
         self.plugins = registry or plugins()
         self._check_names(self.settings)
         self._said: set[str] = set()
+        self._remarks: list[str] = []
         self._run: RunFolder | None = None
         self._scorer, self._engine = scorer, engine
         self._place = self._find_verifier()
@@ -116,8 +117,7 @@ class Arts:
                 return None
             place = checkpoint.shipped_folder() / found[0]
         trained = checkpoint.load(place, self.settings)
-        for remark in trained.card.remarks(self.backend, self.settings):
-            self._say(f"verifier {trained.card.name!r}: {remark}; its flows may mean less")
+        self._remarks = trained.card.remarks(self.backend, self.settings)
         return trained
 
     @cached_property
@@ -241,17 +241,21 @@ class Arts:
                 f"temperature is 0, so every trajectory would be the same: {settings.strategy!r} becomes 'greedy'"
             )
             settings = replace(settings, strategy="greedy")
-        if self.trained and not self.trained.card.same_prompt(prompt.text):
-            self._say(
-                f"verifier {self.trained.card.name!r}: it was trained on prompts of another format (those of `arts solve`); "
-                "its flows may mean less"
-            )
+        # A single chain is not chosen by anything.
+        if self.trained and settings.strategy != "greedy":
+            self._say_of_the_verifier(self.trained.card, prompt)
         preferred = self.trained.card.select if self.trained else None
         own = RULE_OF.get(settings.strategy)
         rule = settings.select or own or preferred or default_rule(self.verifier is not None)
-        if self.verifier is None and (settings.strategy == "arts" or rule in {"flow", "weighted_vote"}):
+        guided = settings.strategy == "arts" or (settings.strategy != "greedy" and rule in {"flow", "weighted_vote"})
+        if self.verifier is None and guided:
             self._say(NO_VERIFIER)
         return Job(prompt, replace(settings, select=rule), tuple(stops), dict(meta or {}))
+
+    def _say_of_the_verifier(self, card: checkpoint.Card, prompt: Prompt) -> None:
+        other_format = "it was trained on prompts of another format (those of `arts solve`)"
+        for remark in [*self._remarks, *([] if card.same_prompt(prompt.text) else [other_format])]:
+            self._say(f"verifier {card.name!r}: {remark}; its flows may mean less")
 
     def events(self, jobs: Iterable[Job]) -> Iterator[Event]:
         """Run jobs; those that the run folder has finished come from there, and jobs that are equal to a running one

@@ -115,6 +115,11 @@ class TreeSearchTask(ConfigurableTask):
             self.dataset = self._local
             return
         try:
+            if callable(self.config.custom_dataset):
+                # lm-eval's own would warn, of each task, that --metadata may hold something.
+                given = {**(self.config.metadata or {}), **(self.config.dataset_kwargs or {})}
+                self.dataset = self.config.custom_dataset(**given)
+                return
             super().download(dataset_kwargs, **kwargs)
         except Exception as error:
             wanted = " and ".join(self._files.values())

@@ -5,6 +5,7 @@ from typing import Any
 
 import click.testing
 import pytest
+from scripted import ScriptedBackend
 
 from arts_plugin import cli, foreign
 from arts_plugin.api import Arts
@@ -13,7 +14,6 @@ from arts_plugin.errors import SettingsError
 from arts_plugin.hookspecs import hookimpl
 from arts_plugin.plugins import Plugins
 from arts_plugin.settings import BACKENDS_OF, Settings, describe
-from tests.unit.scripted import ScriptedBackend
 
 HF, LLAMA, SERVER = "backend=hf", "backend=llama_cpp", "backend=server"
 
