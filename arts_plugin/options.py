@@ -25,21 +25,25 @@ def refuse_misplaced(settings: Settings, registry: Plugins, trained: Path | None
     Raises:
         SettingsError: an option of another backend; the message names that backend.
     """
-    changed = {name for name in BACKENDS_OF if getattr(settings, name) != getattr(_DEFAULTS, name)}
-    misplaced = changed & lacks(settings.backend)
-    if not misplaced:
+    foreign = misplaced(settings)
+    if not foreign:
         return
     beside = _of_the_verifier(settings.verifier, registry, trained)
     if beside is None:
         return
-    read = {name for name in misplaced - OF_THE_PROPOSER if BACKENDS_OF[name] & beside}
-    if wrong := sorted(misplaced - read):
+    read = {name for name in foreign - OF_THE_PROPOSER if BACKENDS_OF[name] & beside}
+    if wrong := sorted(foreign - read):
         raise SettingsError(
             "; ".join(_told(name, getattr(settings, name)) for name in wrong)
             + f". The backend is {settings.backend}, which would ignore "
             + ("it" if len(wrong) == 1 else "them")
             + f": set {_remedy(wrong)}, or leave {', '.join(wrong)} away"
         )
+
+
+def misplaced(settings: Settings) -> frozenset[str]:
+    """The options that are not at their defaults and that the backend would ignore."""
+    return frozenset(name for name in lacks(settings.backend) if getattr(settings, name) != getattr(_DEFAULTS, name))
 
 
 def lacks(backend: str) -> frozenset[str]:

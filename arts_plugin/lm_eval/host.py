@@ -1,7 +1,8 @@
 """What lm-eval adds to a model's arguments of its own accord, and what it was asked for and does not hand to its models.
 
-A model gets its arguments and, with each request, gen_kwargs in which the user's and the task's are one. The seed,
-the user's own gen_kwargs and the place of the results stand in the call of `simple_evaluate` under which the model is made and asked, so it is read there (0.4.13 and 0.5.0.dev1).
+A model gets its arguments and, with each request, gen_kwargs in which the user's and the task's are one. The seed, the
+user's own gen_kwargs and the place of the results stand in the call of `simple_evaluate` under which a model is made and
+asked, so they are read there (0.4.13 and 0.5.0.dev1).
 """
 
 from __future__ import annotations

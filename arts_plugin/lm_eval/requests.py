@@ -10,6 +10,7 @@ from typing import Any
 from arts_plugin.backend import Message
 from arts_plugin.errors import SettingsError
 from arts_plugin.lm_eval.sampling import OF_USERS, PENALTIES, asked_for, ignored
+from arts_plugin.options import misplaced
 from arts_plugin.settings import OF_THE_RUN, Settings, coerce
 
 log = logging.getLogger("lm_eval.arts")
@@ -141,6 +142,8 @@ def read_gen_kwargs(
     settings = settings.with_({**penalties, **changes}) if penalties or changes else settings
     asked = {key: value for key, value in asked_for(users, settings).items() if key not in changes}
     settings = settings.with_(asked) if asked else settings
+    if foreign := sorted(misplaced(settings) & {*penalties, *changes, *asked}):
+        raise SettingsError(f"{', '.join(foreign)} in gen_kwargs: backend={settings.backend} would ignore it")
     _say_ignored(gen_kwargs, users, settings, said, for_search)
     return settings, stops
 

@@ -33,6 +33,7 @@ def read(users: dict[str, Any], task: dict[str, Any] = STOCK, **settings: Any) -
         ({"temperature": 0}, {"temperature": 0.0}),
         ({"top_p": 0.5, "top_k": 7, "min_p": 0.1}, {"top_p": 0.5, "top_k": 7, "min_p": 0.1}),
         ({"top_k": -1}, {"top_k": 0}),
+        ({"top_k": "-1"}, {"top_k": 0}),
         ({"repetition_penalty": 1.2}, {"repetition_penalty": 1.2}),
         ({"frequency_penalty": 0.5, "presence_penalty": -1}, {"frequency_penalty": 0.5, "presence_penalty": -1.0}),
         ({"logit_bias": {5: -100}}, {"logit_bias": "5:-100"}),
@@ -71,6 +72,7 @@ def test_penalties_are_honoured_whoever_prescribes_them(penalty: dict[str, float
         ({"n": 2}, "n=2: write budget_trajectories=N"),
         ({"width": 4}, "width=4: write arts_width=4"),
         ({"strategy": "beam"}, "strategy=beam: write arts_strategy=beam"),
+        ({"n_ctx": 100}, "n_ctx=100: it belongs to the whole run"),
         ({"temperature": -1}, "temperature is -1"),
         ({"top_p": 1.5}, "top_p is 1.5"),
         ({"do_sample": "perhaps"}, "do_sample is 'perhaps'"),
@@ -87,6 +89,11 @@ def test_sampling_contradicts_greedy_decoding(users: dict[str, Any]) -> None:
         read(users, strategy="greedy")
     with pytest.raises(SettingsError, match="asks for sampling"):
         read({**users, "arts_strategy": "greedy"})
+    if "temperature" in users:
+        assert read(users, temperature=0)[0].temperature == 1.5
+    else:
+        with pytest.raises(SettingsError, match="asks for sampling, and temperature is 0"):
+            read(users, temperature=0)
 
 
 @pytest.mark.parametrize("users", [{"do_sample": False}, {"temperature": 0.0}, {"do_sample": False, "temperature": 1}])
@@ -94,9 +101,16 @@ def test_greedy_decoding_twice_is_no_contradiction(users: dict[str, Any]) -> Non
     assert read(users, strategy="greedy")[0] == Settings(strategy="greedy")
 
 
-def test_what_the_backend_lacks() -> None:
-    with pytest.raises(SettingsError, match=r"frequency_penalty: backend=server has no such option"):
-        read({"frequency_penalty": 0.5}, backend="server")
+@pytest.mark.parametrize("wanted", [{"frequency_penalty": 0.5}, {"arts_grammar": 'root ::= "a"'}])
+def test_what_the_backend_lacks(wanted: dict[str, Any]) -> None:
+    """Whoever asks for it: every question would be refused, and count as wrong."""
+    (name,) = wanted
+    for users, task in ((wanted, STOCK), ({}, {**STOCK, **wanted})):
+        with pytest.raises(
+            SettingsError, match=f"{name.removeprefix('arts_')} in gen_kwargs: backend=server would ignore"
+        ):
+            read(users, task, backend="server")
+    assert read({"frequency_penalty": 0}, {**STOCK, "frequency_penalty": 0.5}, backend="server")[0].backend == "server"
 
 
 @pytest.mark.parametrize(
