@@ -15,12 +15,13 @@ from arts_plugin.answers.extract import regex_extractor
 from arts_plugin.backend import Backend, Prompt
 from arts_plugin.errors import SettingsError, unknown_name
 from arts_plugin.hookspecs import Extractor
+from arts_plugin.options import refuse_misplaced
 from arts_plugin.plugins import Plugins, plugins
 from arts_plugin.run import RunFolder
 from arts_plugin.search.driver import Event, SearchDriver
 from arts_plugin.search.job import Job
 from arts_plugin.search.select import RULE_OF, RULES, default_rule
-from arts_plugin.settings import AUTO_SLOTS, Settings
+from arts_plugin.settings import AUTO_SLOTS, OF_THE_RUN, Settings
 from arts_plugin.steps import REGEX_PREFIX
 from arts_plugin.tree import ReasoningTree
 from arts_plugin.verifier import Verifier, close
@@ -46,7 +47,7 @@ class Arts:
         engine: a backend that was made by hand, in place of what `backend` names; whoever made it closes it.
 
     Raises:
-        SettingsError: an unknown or impossible setting.
+        SettingsError: an unknown or impossible setting, or an option of another backend.
         UnknownNameError: a strategy, verifier, extractor or selection rule that nobody registered.
     """
 
@@ -63,9 +64,12 @@ class Arts:
         self.plugins = registry or plugins()
         self._check_names(self.settings)
         self._said: set[str] = set()
+        self._remarks: list[str] = []
         self._run: RunFolder | None = None
         self._scorer, self._engine = scorer, engine
         self._place = self._find_verifier()
+        if engine is None:
+            refuse_misplaced(self.settings, self.plugins, self._place)
         self._extractor_named = lru_cache(maxsize=64)(self._make_extractor)
 
     def _check_names(self, settings: Settings) -> None:
@@ -113,8 +117,7 @@ class Arts:
                 return None
             place = checkpoint.shipped_folder() / found[0]
         trained = checkpoint.load(place, self.settings)
-        for remark in trained.card.remarks(self.backend, self.settings):
-            self._say(f"verifier {trained.card.name!r}: {remark}; its flows may mean less")
+        self._remarks = trained.card.remarks(self.backend, self.settings)
         return trained
 
     @cached_property
@@ -164,6 +167,18 @@ class Arts:
         self._run = RunFolder(self.settings.trace, self.settings, model, trained)
         return self._run
 
+    def reseed(self, seed: int) -> None:
+        """Search with this seed from now on. A run folder has one: it is closed, and refused if its was another."""
+        if seed != self.settings.seed:
+            self.settings = replace(self.settings, seed=seed)
+            self._close_run()
+
+    def _close_run(self) -> None:
+        if self._run is not None:
+            self._run.close()
+            self._run = None
+        self.__dict__.pop("run_folder", None)
+
     # Questions.
     def prompt(self, question: str, settings: Settings | None = None) -> Prompt:
         """The prompt of a bare question: see `arts_plugin.prompts`."""
@@ -195,7 +210,14 @@ class Arts:
         """What happens, as it happens: steps as they are taken into a tree, and each tree's end.
 
         `event.job.meta["number"]` is the question's number.
+
+        Raises:
+            SettingsError: an override of what belongs to the model or the verifier.
         """
+        if shared := sorted(OF_THE_RUN & overrides.keys()):
+            raise SettingsError(
+                f"{', '.join(shared)}: a loaded model keeps its own for all questions; give it to Arts(...)"
+            )
         settings = self.settings.with_(overrides) if overrides else self.settings
         jobs = (
             self.job(self.prompt(question, settings), settings, meta={"number": i, "question": question})
@@ -227,17 +249,21 @@ class Arts:
                 f"temperature is 0, so every trajectory would be the same: {settings.strategy!r} becomes 'greedy'"
             )
             settings = replace(settings, strategy="greedy")
-        if self.trained and not self.trained.card.same_prompt(prompt.text):
-            self._say(
-                f"verifier {self.trained.card.name!r}: it was trained on prompts of another format (those of `arts solve`); "
-                "its flows may mean less"
-            )
+        # A single chain is not chosen by anything.
+        if self.trained and settings.strategy != "greedy":
+            self._say_of_the_verifier(self.trained.card, prompt)
         preferred = self.trained.card.select if self.trained else None
         own = RULE_OF.get(settings.strategy)
         rule = settings.select or own or preferred or default_rule(self.verifier is not None)
-        if self.verifier is None and (settings.strategy == "arts" or rule in {"flow", "weighted_vote"}):
+        guided = settings.strategy == "arts" or (settings.strategy != "greedy" and rule in {"flow", "weighted_vote"})
+        if self.verifier is None and guided:
             self._say(NO_VERIFIER)
         return Job(prompt, replace(settings, select=rule), tuple(stops), dict(meta or {}))
+
+    def _say_of_the_verifier(self, card: checkpoint.Card, prompt: Prompt) -> None:
+        other_format = "it was trained on prompts of another format (those of `arts solve`)"
+        for remark in [*self._remarks, *([] if card.same_prompt(prompt.text) else [other_format])]:
+            self._say(f"verifier {card.name!r}: {remark}; its flows may mean less")
 
     def events(self, jobs: Iterable[Job]) -> Iterator[Event]:
         """Run jobs; those that the run folder has finished come from there, and jobs that are equal to a running one
@@ -304,9 +330,7 @@ class Arts:
 
     def close(self) -> None:
         """Free the model and the run folder. Idempotent."""
-        if self._run is not None:
-            self._run.close()
-            self._run = None
+        self._close_run()
         if "backend" in self.__dict__:
             if self._engine is None:
                 self.backend.close()
@@ -317,7 +341,7 @@ class Arts:
         if made is not None and made is not self._scorer:
             close(made)
             self.__dict__.pop("_registered_verifier", None)
-        for name in ("run_folder", "trained", "verifier"):
+        for name in ("trained", "verifier"):
             self.__dict__.pop(name, None)
 
     def __enter__(self) -> Self:

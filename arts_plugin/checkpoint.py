@@ -217,12 +217,17 @@ def _digest(*weights: Path) -> str:
     return made.hexdigest()
 
 
+def runs_on(folder: Path) -> str:
+    """The backend that runs the model of a verifier that has one: `llama_cpp` for an exported adapter, else `hf`."""
+    return "llama_cpp" if (folder / GGUF_ADAPTER).exists() else "hf"
+
+
 def _with_backbone(folder: Path, card: Card, head: ValueHead, settings: Settings) -> TrainedVerifier:
     """A verifier that is a language model itself."""
     body = card.backbone
     if body is not None and head.n_embd != body.n_embd:
         raise ArtsError(f"{folder / HEAD_FILE} reads {head.n_embd} numbers, and {body.name} has {body.n_embd}")
-    exported = (folder / GGUF_ADAPTER).exists()
+    exported = runs_on(folder) == "llama_cpp"
     adapter = folder / (GGUF_ADAPTER if exported else HF_ADAPTER)
     if not adapter.exists():
         raise ArtsError(f"verifier {card.name!r} has a model of its own, and {folder} holds no {HF_ADAPTER}")

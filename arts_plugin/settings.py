@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_type_hints
 
 from arts_plugin.backend import Grammar
-from arts_plugin.coercion import check_range, convert, inlined, is_int, number, unescape
+from arts_plugin.coercion import biases, check_range, convert, inlined, unescape
 from arts_plugin.errors import SettingsError, did_you_mean
+from arts_plugin.foreign import ours
 from arts_plugin.steps import Delimiter
 
 Chat = Literal["auto", "template", "plain"]
@@ -23,13 +24,33 @@ Attention = Literal["sdpa", "eager"]
 Quantize = Literal["4bit", "8bit"]
 AUTO_SLOTS = 0
 """`slots=auto`: the backend says how many there are, once its model is loaded."""
-_LARGEST_BIAS = 10_000  # logits are float32; far larger ones would make them infinite
+
+
+_LLAMA, _HF, _SERVER, _IN_PROCESS = ("llama_cpp",), ("hf",), ("server",), ("llama_cpp", "hf")
 
 
 def _setting(
-    default: Any, doc: str, *, low: float | None = None, above: float | None = None, high: float | None = None
+    default: Any,
+    doc: str,
+    *,
+    low: float | None = None,
+    above: float | None = None,
+    high: float | None = None,
+    backends: tuple[str, ...] = (),
+    proposer: bool = False,
 ) -> Any:
-    return field(default=default, metadata={"doc": doc, "low": low, "above": above, "high": high})
+    """A field.
+
+    Args:
+        backends: whose option it is; none where it means something to all of them.
+        proposer: whether a verifier that runs on one of them leaves it alone.
+    """
+    return field(
+        default=default,
+        metadata={
+            "doc": doc, "low": low, "above": above, "high": high, "backends": frozenset(backends), "proposer": proposer
+        },
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +145,20 @@ class Settings:
         high=100,
     )
     frequency_penalty: float = _setting(
-        0.0, "Taken off a token's logit for each time that it is in the trace. In process.", low=-100, high=100
+        0.0,
+        "Taken off a token's logit for each time that it is in the trace. In process.",
+        low=-100,
+        high=100,
+        backends=_IN_PROCESS,
+        proposer=True,
     )
     presence_penalty: float = _setting(
-        0.0, "Taken off a token's logit if it is in the trace. In process.", low=-100, high=100
+        0.0,
+        "Taken off a token's logit if it is in the trace. In process.",
+        low=-100,
+        high=100,
+        backends=_IN_PROCESS,
+        proposer=True,
     )
     logit_bias: str | None = _setting(
         None, "Added to the logits of tokens: `id:bias` pairs, separated by `;` (-100 forbids one, practically)."
@@ -136,57 +167,88 @@ class Settings:
         None,
         "A GBNF grammar (llama.cpp's) that every trace follows: a file, or the grammar itself. In process; needs the "
         "extra `grammar`.",
+        backends=_IN_PROCESS,
+        proposer=True,
     )
-    json_schema: str | None = _setting(None, "The same for JSON by a JSON schema: a file, or the schema itself.")
+    json_schema: str | None = _setting(
+        None, "The same for JSON by a JSON schema: a file, or the schema itself.", backends=_IN_PROCESS, proposer=True
+    )
     seed: int = _setting(0, "Seed of every random choice.")
     delimiter: str = _setting("\n", "What ends a step: a string, or regex:PATTERN.")
     max_step_tokens: int = _setting(256, "Tokens per step, at most; a step cut here is still a state.", low=1)
     max_gen_toks: int = _setting(512, "Tokens per trajectory, at most.", low=1)
     n_ctx: int = _setting(8192, "KV cells for all branches together (and the longest prompt plus trajectory).", low=16)
     n_threads: int | None = _setting(
-        None, "Threads; default: half the logical CPUs, at least two where there are two.", low=1
+        None, "Threads; default: half the logical CPUs, at least two where there are two.", low=1, backends=_IN_PROCESS
     )
     lora: str | None = _setting(
         None,
         "LoRA adapter on the proposer: a GGUF file for llama_cpp, a PEFT folder for hf; a server is asked by `model`.",
+        backends=_IN_PROCESS,
+        proposer=True,
     )
     cache_type_k: str = _setting(
-        "f16", "llama.cpp: type of the KV cache's keys: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0 or iq4_nl."
+        "f16",
+        "llama.cpp: type of the KV cache's keys: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0 or iq4_nl.",
+        backends=_LLAMA,
     )
-    cache_type_v: str = _setting("f16", "llama.cpp: type of its values; a quantised one needs flash attention.")
-    n_gpu_layers: int = _setting(0, "Layers to offload in a GPU build of llama.cpp; -1 is all.", low=-1)
-    main_gpu: int = _setting(0, "llama.cpp: the GPU that is used when the model is not split.", low=0)
-    split_mode: int | None = _setting(None, "llama.cpp: 0 one GPU, 1 by layer, 2 by row.", low=0)
-    tensor_split: str | None = _setting(None, "llama.cpp: share of the model for each GPU, separated by `;`.")
-    n_ubatch: int = _setting(512, "llama.cpp: tokens in one forward pass, at most.", low=1)
-    flash_attn: bool | None = _setting(None, "llama.cpp: flash attention on or off; default: llama.cpp decides.")
+    cache_type_v: str = _setting(
+        "f16", "llama.cpp: type of its values; a quantised one needs flash attention.", backends=_LLAMA
+    )
+    n_gpu_layers: int = _setting(
+        0, "Layers to offload in a GPU build of llama.cpp; -1 is all.", low=-1, backends=_LLAMA
+    )
+    main_gpu: int = _setting(0, "llama.cpp: the GPU that is used when the model is not split.", low=0, backends=_LLAMA)
+    split_mode: int | None = _setting(None, "llama.cpp: 0 one GPU, 1 by layer, 2 by row.", low=0, backends=_LLAMA)
+    tensor_split: str | None = _setting(
+        None, "llama.cpp: share of the model for each GPU, separated by `;`.", backends=_LLAMA
+    )
+    n_ubatch: int = _setting(512, "Tokens in one forward pass, at most.", low=1, backends=_IN_PROCESS)
+    flash_attn: bool | None = _setting(
+        None, "llama.cpp: flash attention on or off; default: llama.cpp decides.", backends=_LLAMA
+    )
     dtype: str = _setting(
-        "auto", "hf: bfloat16, float16 or float32; auto is bfloat16 where the device computes in it, else float32."
+        "auto",
+        "hf: bfloat16, float16 or float32; auto is bfloat16 where the device computes in it, else float32.",
+        backends=_HF,
     )
     device: str | None = _setting(
-        None, "hf: cuda, cuda:1, cpu, or auto to spread the model over all devices; default: cuda if there is one."
+        None,
+        "hf: cuda, cuda:1, cpu, or auto to spread the model over all devices; default: cuda if there is one.",
+        backends=_HF,
     )
     quantize: Quantize | None = _setting(
         None,
         "hf: 4bit or 8bit, weights rounded by bitsandbytes while they are loaded. Quantised checkpoints need no word.",
+        backends=_HF,
     )
     attn_implementation: Attention = _setting(
         "sdpa",
         "hf: sdpa lets torch choose its kernels, those of flash attention among them; eager is plain matrix products.",
+        backends=_HF,
     )
     cuda_graphs: bool = _setting(
-        False, "hf: on a GPU, record decoding steps as CUDA graphs and replay them. Off until it has been seen on one."
+        False,
+        "hf: on a GPU, record decoding steps as CUDA graphs and replay them. Off until it has been seen on one.",
+        backends=_HF,
+        proposer=True,
     )
-    revision: str | None = _setting(None, "hf: branch, tag or commit of a model on a hub.")
-    trust_remote_code: bool = _setting(False, "hf: run code that comes with the model. Only for models you trust.")
+    revision: str | None = _setting(None, "hf: branch, tag or commit of a model on a hub.", backends=_HF, proposer=True)
+    trust_remote_code: bool = _setting(
+        False, "hf: run code that comes with the model. Only for models you trust.", backends=_HF
+    )
     base_url: str | None = _setting(
         None,
         "server: address of an OpenAI-compatible engine, http://127.0.0.1:8000/v1 for example; replicas of one model are "
         "separated by `;`. A key comes from the environment, as ARTS_API_KEY.",
+        backends=_SERVER,
+        proposer=True,
     )
     features_url: str | None = _setting(
         None,
         "server: address of a pooling server of the same model (vLLM --runner pooling), whose hidden states a verifier reads.",
+        backends=_SERVER,
+        proposer=True,
     )
     reward_url: str | None = _setting(
         None,
@@ -196,10 +258,15 @@ class Settings:
     chat_template: str | None = _setting(
         None,
         "server: a Jinja file, in place of the chat template that the server applies; needed where it applies none.",
+        backends=_SERVER,
+        proposer=True,
     )
-    timeout: float = _setting(600.0, "server: seconds for one request, at most.", above=0)
+    timeout: float = _setting(600.0, "server: seconds for one request, at most.", above=0, backends=_SERVER)
     max_retries: int = _setting(
-        5, "server: how often a request is tried again after a lost connection, a 5xx or an unreadable reply.", low=0
+        5,
+        "server: how often a request is tried again after a lost connection, a 5xx or an unreadable reply.",
+        low=0,
+        backends=_SERVER,
     )
     trace: str | None = _setting(None, "Run folder for trees; running again with the same settings resumes it.")
     features: bool = _setting(False, "Keep the hidden state of every state in the run folder (needs trace).")
@@ -255,87 +322,30 @@ class Settings:
         return {n: value for n, value in shaping.items() if n not in _LATER or value != _FIELDS[n].default}
 
 
-# The model is told by its digest, not by where its file lies.
-_RUNTIME = frozenset(
-    {
-        "model",
-        "trace",
-        "features",
-        "n_threads",
-        "cache_type_k",
-        "cache_type_v",
-        "n_gpu_layers",
-        "main_gpu",
-        "split_mode",
-        "tensor_split",
-        "n_ubatch",
-        "flash_attn",
-        "base_url",
-        "features_url",
-        "reward_url",
-        "chat_template",
-        "timeout",
-        "max_retries",
-        "dtype",
-        "device",
-        "quantize",
-        "attn_implementation",
-        "cuda_graphs",
-        "revision",
-        "trust_remote_code",
-    }
-)
-OF_THE_RUN = _RUNTIME | {
-    "backend",
-    "lora",
-    "enable_thinking",
-    "verifier",
-    "verifier_model",
-    "verifier_aggregate",
-    "n_ctx",
-}
-"""Settings of the engine and the verifier, which all searches of a run share."""
-_LATER = frozenset(
-    {
-        "confidence",
-        "enable_thinking",
-        "think_end_token",
-        "lora",
-        "repetition_penalty",
-        "frequency_penalty",
-        "presence_penalty",
-        "logit_bias",
-        "grammar",
-        "json_schema",
-    }
-)
 _FIELDS = {f.name: f for f in fields(Settings)}
 _HINTS = get_type_hints(Settings)
+BACKENDS_OF: dict[str, frozenset[str]] = {
+    n: f.metadata["backends"] for n, f in _FIELDS.items() if f.metadata["backends"]
+}
+"""Option -> the backends that have it."""
+OF_THE_PROPOSER = frozenset(name for name, one in _FIELDS.items() if one.metadata["proposer"])
+"""Of these, those that a verifier with a model of its own does not read."""
+_SHAPING = frozenset({"lora", "frequency_penalty", "presence_penalty", "grammar", "json_schema"})
+# The model is told by its digest, not by where its file lies; how a backend runs it shapes nothing.
+_RUNTIME = frozenset({"model", "trace", "features", "reward_url", *(BACKENDS_OF.keys() - _SHAPING)})
+OF_THE_RUN = _RUNTIME | {
+    "backend", "lora", "enable_thinking", "verifier", "verifier_model", "verifier_aggregate", "n_ctx"
+}  # fmt: skip
+"""Settings of the engine and the verifier, which all searches of a run share."""
+_LATER = frozenset({
+    "confidence", "enable_thinking", "think_end_token", "lora", "repetition_penalty", "frequency_penalty",
+    "presence_penalty", "logit_bias", "grammar", "json_schema",
+})  # fmt: skip
 
 
 def describe() -> list[tuple[str, Any, str]]:
     """(name, default, meaning) of every setting, in order: what help texts are made of."""
     return [(f.name, f.default, f.metadata["doc"]) for f in fields(Settings)]
-
-
-def biases(text: str | None) -> tuple[tuple[int, float], ...]:
-    """((token, bias), ...) of the setting `logit_bias`, by token.
-
-    Raises:
-        SettingsError: it cannot be read.
-    """
-    found: dict[int, float] = {}
-    for pair in filter(None, (part.strip() for part in (text or "").split(";"))):
-        token, _, bias = pair.partition(":")
-        if not is_int(token) or int(token) < 0:
-            raise SettingsError(
-                f"logit_bias has {pair!r}; it takes `id:bias` pairs, separated by `;`, like 42:-100;7:2.5"
-            )
-        value = float(number("logit_bias", bias, float))
-        if abs(value) > _LARGEST_BIAS:
-            raise SettingsError(f"logit_bias has {pair!r}; a bias lies between -{_LARGEST_BIAS} and {_LARGEST_BIAS}")
-        found[int(token)] = value
-    return tuple(sorted(found.items()))
 
 
 def grammar_of(settings: Settings) -> Grammar | None:
@@ -352,7 +362,7 @@ def coerce(name: str, value: Any) -> Any:
         SettingsError: unknown name, or a value that cannot be read as that type or is out of range.
     """
     if name not in _FIELDS:
-        raise SettingsError(f"unknown setting {name!r}{did_you_mean(name, _FIELDS)}")
+        raise SettingsError(f"unknown setting {name!r}{ours(name) or did_you_mean(name, _FIELDS)}")
     if name == "verifier" and value is None:
         value = "none"  # what lm-eval and YAML made of the word
     if name == "json_schema" and isinstance(value, dict):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 from arts_plugin.backend import Backend, Message, Prompt
+from arts_plugin.errors import ModelError
 from arts_plugin.lm_eval.requests import ChatPrompt
 from arts_plugin.prompts import encode
 from arts_plugin.settings import Chat
+
+log = logging.getLogger("lm_eval.arts")
 
 
 class Chats:
@@ -14,16 +19,37 @@ class Chats:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._rendered: dict[str, ChatPrompt] = {}
+        self._said = False
 
     def render(self, messages: list[Message], add_generation_prompt: bool = True) -> ChatPrompt:
-        """A chat as text that knows its messages.
+        """A chat as text that knows its messages; those of the system are left out if the template refuses them.
 
         Raises:
-            ModelError: the model has no chat template.
+            ModelError: the model has no chat template, or it refuses the chat without them as well.
         """
-        text = self.encode(messages, add_generation_prompt).text
+        try:
+            text = self.encode(messages, add_generation_prompt).text
+        except ModelError as refusal:
+            spoken = [message for message in messages if message["role"] != "system"]
+            if not spoken or len(spoken) == len(messages):
+                raise
+            try:
+                text = self.encode(spoken, add_generation_prompt).text
+            except ModelError:
+                raise refusal from None
+            messages = self._without_system(messages, spoken, refusal)
         self._rendered[text] = ChatPrompt(text, messages, add_generation_prompt)
         return self._rendered[text]
+
+    def _without_system(self, messages: list[Message], spoken: list[Message], refusal: ModelError) -> list[Message]:
+        if not self._said:
+            self._said = True
+            lost = next(message["content"] for message in messages if message["role"] == "system")
+            log.warning(
+                "messages of the system are left out of all chats whose template refuses them, as lm-eval's own models do: "
+                "the model does not see %.80r (%s)", lost, refusal,
+            )  # fmt: skip
+        return spoken
 
     def encode(self, messages: list[Message], add_generation_prompt: bool) -> Prompt:
         """The tokens of a chat.

@@ -7,19 +7,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lm_eval.api.model import CacheHook, TemplateLM, hash_args
+from lm_eval.api.model import CacheHook, hash_args
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
 from tqdm import tqdm
 
 from arts_plugin.api import Arts
 from arts_plugin.backend import Message
 from arts_plugin.errors import SettingsError, did_you_mean
+from arts_plugin.foreign import ours
+from arts_plugin.lm_eval import host
 from arts_plugin.lm_eval.answer import Answer, handed_out
 from arts_plugin.lm_eval.chats import Chats
+from arts_plugin.lm_eval.contract import DescribedLM
 from arts_plugin.lm_eval.ranks import Ranks, of_this_process
 from arts_plugin.lm_eval.requests import Request, attached, said_once, settings_of
 from arts_plugin.lm_eval.truncation import PromptTruncation
-from arts_plugin.run import versions
 from arts_plugin.search.job import Job
 from arts_plugin.settings import Settings, describe
 from arts_plugin.tree import ReasoningTree
@@ -34,7 +36,7 @@ _MADE_WITH, _REFUSED = "arts: made with", "arts: refused"
 """Our own entries in lm-eval's cache, beside the answers."""
 
 
-class ArtsLM(TemplateLM):
+class ArtsLM(DescribedLM):
     """Amortized Reasoning Tree Search as an lm-eval model.
 
     Args:
@@ -51,16 +53,24 @@ class ArtsLM(TemplateLM):
     def __init__(self, **keywords: Any) -> None:
         super().__init__()
         settings = _settings(keywords)
+        self._seeded = "seed" in keywords
         self._ranks = of_this_process(settings.device)
         if self._ranks is not None:
             self._rank, self._world_size = self._ranks.rank, self._ranks.world_size
             settings = _of_a_rank(settings, self._ranks)
         self.arts = Arts(settings)
+        self._take_seed()
         self._show_logs()
         self.backend_engine = self.arts.backend
         self._said: set[str] = set()
         self._chats = Chats(self.backend_engine)
         self._truncation = PromptTruncation(self.backend_engine.info)
+
+    def _take_seed(self) -> None:
+        """lm-eval's `--seed`, its first number, unless the arguments have one. A model may be made before it is known."""
+        seed = host.running().seed
+        if seed is not None and not self._seeded:
+            self.arts.reseed(seed)
 
     @staticmethod
     def _show_logs() -> None:
@@ -76,18 +86,7 @@ class ArtsLM(TemplateLM):
     @classmethod
     def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> ArtsLM:
         """From a dict."""
-        return cls(**{**_of_the_host(arg_dict, additional_config or {}), **arg_dict})
-
-    def get_model_info(self) -> dict[str, Any]:
-        """What lm-eval writes beside the results."""
-        info = self.backend_engine.info
-        return {
-            "model_name": info.name,
-            "model_num_parameters": info.n_params,
-            "model_digest": self.backend_engine.digest(),
-            "arts_settings": self.arts.settings.shaping(),
-            "arts_versions": versions(),
-        }
+        return cls(**host.arguments(arg_dict, additional_config or {}))
 
     # Several processes, each with its share of the questions.
     @property
@@ -109,15 +108,6 @@ class ArtsLM(TemplateLM):
             self._ranks.barrier()
 
     # Text.
-    @property
-    def tokenizer_name(self) -> str:
-        """Part of lm-eval's cache keys for rendered requests."""
-        return self.backend_engine.info.name
-
-    def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """The model's template, as lm-eval records it."""
-        return self.backend_engine.info.chat_template or ""
-
     def apply_chat_template(self, chat_history: list[Message], add_generation_prompt: bool = True) -> str:
         """A rendered chat, which remembers its messages.
 
@@ -128,8 +118,8 @@ class ArtsLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """The first token of an empty context, where the model has no BOS."""
-        return self.prefix_token_id
+        """The end-of-text token; where the model has none, what stands before a text without context."""
+        return self.backend_engine.info.eos if self.backend_engine.info.eos >= 0 else self.prefix_token_id
 
     @property
     def prefix_token_id(self) -> int:
@@ -160,6 +150,7 @@ class ArtsLM(TemplateLM):
             SettingsError: its answers were made by another model or with other settings.
         """
         super().set_cache_hook(cache_hook)
+        self._take_seed()
         cache = cache_hook.dbdict
         if cache is None:
             return
@@ -187,6 +178,7 @@ class ArtsLM(TemplateLM):
     # Generation.
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """The chosen trajectory's text for each request, as `Answer`. All requests go into one engine."""
+        self._take_seed()
         reads = list(self._read(requests))
         for read in reads:
             self._truncation.room(read.settings)
@@ -201,6 +193,7 @@ class ArtsLM(TemplateLM):
         return [answer for read in reads for answer in answers[read.place]]
 
     def _read(self, requests: list[Any]) -> Iterator[Request]:
+        users = host.running().gen_kwargs
         at = 0
         while at < len(requests):
             end = at + 1
@@ -217,7 +210,14 @@ class ArtsLM(TemplateLM):
                     f"repeats: {repeats} with --use_cache: lm-eval would hand out the last trajectory {repeats} times "
                     "when it reads its cache; leave --use_cache away (trace= resumes a run)"
                 )
-            settings, stops = settings_of(requests[at], self.arts.settings, self._said)
+            own = {name: value for name, value in users.items() if name in gen_kwargs}
+            settings, stops = settings_of(requests[at], self.arts.settings, self._said, own)
+            if repeats > 1 and (settings.strategy == "greedy" or not settings.temperature):
+                said_once(
+                    self._said,
+                    f"repeats: {repeats} under greedy decoding gives the same answer {repeats} times; "
+                    "strategy=best_of_n samples",
+                )
             wanted = settings.budget_trajectories
             if wanted is not None and wanted < repeats:
                 said_once(self._said, f"repeats: {repeats} raises budget_trajectories from {wanted} to {repeats}")
@@ -298,24 +298,6 @@ def _by_context(order: list[int], requests: Sequence[tuple[Any, list[int], list[
         yield group
 
 
-def _of_the_host(given: dict[str, Any], added: dict[str, Any]) -> dict[str, Any]:
-    """What lm-eval's own --batch_size and --device mean here.
-
-    It passes a batch size of 1 and the device cuda:0 also where nobody asked for them and there is no GPU.
-    """
-    found: dict[str, Any] = {}
-    device = added.get("device")
-    if device is not None and given.get("backend") == "hf":
-        import torch
-
-        if not str(device).startswith("cuda") or torch.cuda.is_available():
-            found["device"] = device
-    batch_size = str(added.get("batch_size") or 1)
-    if batch_size != "1" and "slots" not in given:
-        found["batch_size"] = batch_size
-    return found
-
-
 def _of_a_rank(settings: Settings, ranks: Ranks) -> Settings:
     """A GPU for each process of a machine, and a run folder for each."""
     changes: dict[str, Any] = {}
@@ -342,7 +324,9 @@ def _settings(keywords: dict[str, Any]) -> Settings:
                 values["slots"] = "auto" if str(value).startswith("auto") else value
             continue
         if name not in known:
-            raise SettingsError(f"unknown argument {key!r} in model_args{did_you_mean(key, known | set(_ALIASES))}")
+            raise SettingsError(
+                f"unknown argument {key!r} in model_args{ours(key) or did_you_mean(key, known | set(_ALIASES))}"
+            )
         if name in values:
             raise SettingsError(f"{key} and another name of {name} are both given; one is enough")
         values[name] = value

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -114,6 +115,11 @@ class TreeSearchTask(ConfigurableTask):
             self.dataset = self._local
             return
         try:
+            if callable(self.config.custom_dataset):
+                # lm-eval's own would warn, of each task, that --metadata may hold something.
+                given = {**(self.config.metadata or {}), **(self.config.dataset_kwargs or {})}
+                self.dataset = self.config.custom_dataset(**given)
+                return
             super().download(dataset_kwargs, **kwargs)
         except Exception as error:
             wanted = " and ".join(self._files.values())
@@ -313,14 +319,24 @@ class TreeSearchTask(ConfigurableTask):
     def aggregation(self) -> dict[str, Any]:
         """The stock aggregations, and ours. lm-eval asks for them when every document has been scored."""
         self._labels.close()
-        own: dict[str, Any] = {name: ratio if pair else mean for name, pair in self._kinds.items()}
-        own.update({f"{name}_stderr": ratio_stderr for name, pair in self._kinds.items() if pair})
+        own: dict[str, Any] = {name: _told(ratio) if pair else mean for name, pair in self._kinds.items()}
+        own.update({f"{name}_stderr": _told(ratio_stderr) for name, pair in self._kinds.items() if pair})
         return {**super().aggregation(), **own}
 
     def higher_is_better(self) -> dict[str, bool]:
         """Everything but costs."""
         own = {name: name not in COSTS for name in self._kinds}
         return {**super().higher_is_better(), **own}
+
+
+def _told(aggregate: Callable[[Sequence[Any]], float]) -> Callable[[Sequence[Any]], float | str]:
+    """The aggregation with lm-eval's own word for a figure that there is not: JSON has no NaN."""
+
+    def told(items: Sequence[Any]) -> float | str:
+        value = aggregate(items)
+        return value if math.isfinite(value) else "N/A"
+
+    return told
 
 
 def _alone(instance: Any, text: str) -> Any:

@@ -17,12 +17,16 @@ from arts_plugin.backend import Backend, StepResult
 from arts_plugin.errors import ArtsError
 from arts_plugin.hookspecs import Extractor
 from arts_plugin.plugins import Plugins
+from arts_plugin.search.best_of_n import BestOfN
 from arts_plugin.search.job import Flight, Flights, Job, Search
 from arts_plugin.settings import Settings
+from arts_plugin.steps import Delimiter
 from arts_plugin.tree import Node, ReasoningTree
 from arts_plugin.verifier import LogprobScorer, StateView, Verifier
 
 log = logging.getLogger(__name__)
+_LONG_STEP = 32
+"""Tokens of a step in which a delimiter should have occurred; an answer of one line is shorter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,7 @@ class SearchDriver:
         self._flights: Flights = {}
         self._events: list[Event] = []
         self._warned: set[str] = set()
-        self._delimiter_seen = False
+        self._steps_judged = False
 
     def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, ReasoningTree]]:
         """Search every job; each tree as it is finished, which is not the order of the jobs."""
@@ -239,14 +243,24 @@ class SearchDriver:
                 f"{tree.ended_by} ended a search before any trajectory was finished: it was spent on breadth. A question starts "
                 f"with {max(settings.width, settings.slots)} branches (slots); lower slots, or give it more"
             )
-        steps = [node.stop for node in search.tree.nodes[1:]]
-        if steps and "delimiter" not in steps and not self._delimiter_seen:
-            delimiter = search.job.settings.delimiter
+        if not self._steps_judged:
+            self._judge_steps(search)
+
+    def _judge_steps(self, search: Search) -> None:
+        """Say that there are no steps to search among, at the first question whose traces are long enough to tell.
+
+        Independent chains do not branch at steps, and where the delimiter itself ends a trace, nobody meant there to be any.
+        """
+        delimiter, nodes = Delimiter(search.job.settings.delimiter), search.tree.nodes[1:]
+        if isinstance(search.strategy, BestOfN) or any(delimiter.pattern().fullmatch(s) for s in search.job.stops):
+            return
+        self._steps_judged = any(node.stop == "delimiter" for node in nodes)
+        if not self._steps_judged and any(len(node.token_ids) >= _LONG_STEP for node in nodes):
+            self._steps_judged = True
             self._warn_once(
-                f"the delimiter {delimiter!r} did not occur in the {len(steps)} step(s) of the first question: every "
+                f"the delimiter {delimiter.spec!r} did not occur in the {len(nodes)} step(s) of a question: every "
                 "trajectory is one step, or was cut at max_step_tokens; set delimiter= to what the model writes"
             )
-        self._delimiter_seen = self._delimiter_seen or bool(steps)
 
     def _warn_once(self, message: str) -> None:
         if message not in self._warned:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from arts_plugin.backend import Backend, Generation, Prompt, Sampling, State, StepResult
+from arts_plugin.coercion import biases
 from arts_plugin.ends import begun
 from arts_plugin.errors import ArtsError, PromptTooLongError, SettingsError
 from arts_plugin.hookspecs import Extractor
@@ -17,7 +18,7 @@ from arts_plugin.randomness import digest
 from arts_plugin.search.base import Expansion, Proposal, Strategy, Taken
 from arts_plugin.search.budget import Budget, TokenMeter, ended_by_clock
 from arts_plugin.search.select import default_rule, select
-from arts_plugin.settings import Settings, biases, grammar_of
+from arts_plugin.settings import Settings, grammar_of
 from arts_plugin.tree import EndedBy, Node, ReasoningTree
 from arts_plugin.verifier import StateView, Verifier
 

@@ -17,6 +17,7 @@ from arts_plugin.backend import Message, ModelInfo, Prompt
 from arts_plugin.engine.engine import BranchEngine
 from arts_plugin.engine.runtime import default_threads
 from arts_plugin.gguf_file import adapted_digest, model_name
+from arts_plugin.locate import commit
 from arts_plugin.settings import Settings
 
 
@@ -83,6 +84,9 @@ class HfBackend(BranchEngine):
                 "description": f"{type(self.network).__name__} {self._weights()} on {self.runtime_device()}",
                 "bytes": sum(p.numel() * p.element_size() for p in self.network.parameters()),
                 "n_ctx_train": self.model.n_ctx_train,
+                "dtype": self._weights(),
+                "sha": getattr(self.network.config, "_commit_hash", None) or commit(self.source),
+                "special_tokens": self.model.special_tokens(),
             },
         )
 

@@ -17,7 +17,7 @@ import transformers
 
 from arts_plugin import gguf_file
 from arts_plugin.errors import ModelError, SettingsError
-from arts_plugin.locate import locate
+from arts_plugin.locate import is_embedded, locate
 from arts_plugin.settings import Settings
 
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "*.txt"]
@@ -137,7 +137,7 @@ def tensors(source: Path, names: Sequence[str]) -> dict[str, torch.Tensor]:
 
 def _find(settings: Settings) -> Path:
     """A GGUF file or a model folder."""
-    if not settings.model:
+    if not settings.model or is_embedded(settings.model):
         return locate(None)
     path = Path(settings.model).expanduser()
     if path.is_dir():

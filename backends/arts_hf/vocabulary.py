@@ -93,6 +93,14 @@ class HfVocabulary:
         decoder = json.dumps(json.loads(self.tokenizer.backend_tokenizer.to_str()).get("decoder"))
         return _byte_alphabet() if '"ByteLevel"' in decoder else None
 
+    def special_tokens(self) -> dict[str, tuple[str, int]]:
+        """(text, id) of `bos`, `eos` and `pad`, those that there are."""
+        found = {
+            kind: (getattr(self.tokenizer, f"{kind}_token"), getattr(self.tokenizer, f"{kind}_token_id"))
+            for kind in ("bos", "eos", "pad")
+        }
+        return {kind: pair for kind, pair in found.items() if None not in pair}
+
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for; a control token stands for none."""
         known = self._pieces.get(token)

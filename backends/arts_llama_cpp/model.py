@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from arts_llama_cpp.bindings import last_errors, llama
-from arts_plugin import chat, gguf_file
+from arts_plugin import chat, gguf_file, locate
 from arts_plugin.backend import Message, ModelInfo, Prompt
 from arts_plugin.errors import ModelError, PromptTooLongError
 from arts_plugin.settings import Settings
@@ -100,6 +100,10 @@ class LlamaModel:
                 "description": text.value.decode("utf-8", "replace"),
                 "bytes": self.lib.llama_model_size(self.handle),
                 "n_ctx_train": self.n_ctx_train,
+                # "llama 135M Q4_1": architecture, size, types of the weights.
+                "dtype": " ".join(text.value.decode("utf-8", "replace").split()[2:]),
+                "sha": locate.commit(self.path),
+                "special_tokens": self.special_tokens(),
             },
         )
 
@@ -108,6 +112,11 @@ class LlamaModel:
         text = ctypes.create_string_buffer(256)
         length = self.lib.llama_model_meta_val_str(self.handle, key.encode(), text, 256)
         return text.value.decode("utf-8", "replace") if length >= 0 else ""
+
+    def special_tokens(self) -> dict[str, tuple[str, int]]:
+        """(text, id) of `bos`, `eos` and `pad`, those that there are."""
+        ids = {kind: getattr(self.lib, f"llama_vocab_{kind}")(self.vocab) for kind in ("bos", "eos", "pad")}
+        return {kind: (self._token_text(token), token) for kind, token in ids.items() if token >= 0}
 
     # Tokens.
     def tokenize(self, text: str, special: bool = False) -> list[int]:

@@ -181,6 +181,10 @@ def test_a_verifier_used_otherwise_says_so(
         arts.solve("What is 2 + 2?", budget_trajectories=1)
         arts.solve("What is 2 + 3?", budget_trajectories=1)
     assert caplog.text.count(said) == 1
+    caplog.clear()
+    with Arts(model=smollm2(), verifier=str(folder), strategy="greedy", **SETTINGS, **settings) as arts:
+        arts.solve("What is 2 + 2?")
+    assert said not in caplog.text, "it has nothing to choose"
 
 
 def test_a_verifier_nobody_knows() -> None:

@@ -15,7 +15,8 @@ from lm_eval.api.model import CacheHook
 from arts_plugin.api import Arts
 from arts_plugin.errors import SettingsError
 from arts_plugin.lm_eval.answer import Answer, handed_out
-from arts_plugin.lm_eval.model import ArtsLM, _of_the_host, _settings
+from arts_plugin.lm_eval.host import arguments
+from arts_plugin.lm_eval.model import ArtsLM, _settings
 from arts_plugin.lm_eval.requests import (
     ChatPrompt,
     Request,
@@ -178,13 +179,27 @@ class TestModelArgs:
         ],
     )
     def test_what_lm_eval_adds(self, given: dict[str, Any], host: dict[str, Any], expected: dict[str, Any]) -> None:
-        made = _settings({**_of_the_host(given, {"max_batch_size": None, **host}), **given})
-        assert made == Settings.of(**expected)
+        assert _settings(arguments(given, {"max_batch_size": None, **host})) == Settings.of(**expected)
 
     def test_a_gpu_that_is_not_there_was_not_asked_for(self) -> None:
         torch = pytest.importorskip("torch")
-        made = _of_the_host({"backend": "hf"}, {"device": "cuda:0"})
-        assert made == ({"device": "cuda:0"} if torch.cuda.is_available() else {})
+        made = arguments({"backend": "hf"}, {"device": "cuda:0"})
+        assert made == {"backend": "hf", **({"device": "cuda:0"} if torch.cuda.is_available() else {})}
+
+    @pytest.mark.parametrize("device", ["cuda:1", "mps"])
+    @pytest.mark.parametrize("backend", ["llama_cpp", "server"])
+    def test_a_device_that_would_be_ignored(self, backend: str, device: str) -> None:
+        with pytest.raises(SettingsError, match=rf"--device {device}: it is for backend=hf"):
+            arguments({"backend": backend}, {"device": device})
+
+    def test_the_flag_for_data_sets_is_no_option_of_the_model(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import datasets
+
+        given = {"trust_remote_code": True}
+        assert arguments(given, {}) == given
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_TRUST_REMOTE_CODE", True, raising=False)
+        assert arguments(given, {}) == {}
+        assert arguments({**given, "backend": "hf"}, {}) == {**given, "backend": "hf"}
 
     @pytest.mark.parametrize("name", ["model", "pretrained", "path"])
     def test_names_of_the_model(self, name: str) -> None:
@@ -197,6 +212,29 @@ class TestModelArgs:
     def test_unknown(self) -> None:
         with pytest.raises(SettingsError, match=r"unknown argument 'budget_trajectory'.*'budget_trajectories'"):
             _settings({"budget_trajectory": 8})
+
+    @pytest.mark.parametrize(
+        ("name", "meant"),
+        [
+            ("max_length", "n_ctx"),
+            ("max_model_len", "n_ctx"),
+            ("peft", "lora"),
+            ("load_in_4bit", "quantize=4bit"),
+            ("load_in_8bit", "quantize=8bit"),
+            ("parallelize", "device=auto"),
+            ("tensor_parallel_size", "device=auto"),
+            ("gpu_memory_utilization", "where the server is started"),
+            ("tokenizer", "the model's own"),
+            ("add_bos_token", "BOS"),
+            ("num_concurrent", "slots"),
+            ("max_tokens", "max_gen_toks"),
+        ],
+    )
+    def test_names_of_other_models(self, name: str, meant: str) -> None:
+        with pytest.raises(SettingsError, match=f"unknown argument '{name}' in model_args; here: .*{meant}"):
+            _settings({name: 1})
+        with pytest.raises(SettingsError, match=f"unknown setting '{name}'; here: .*{meant}"):
+            Settings.of({name: 1})
 
 
 class TestAnswer:

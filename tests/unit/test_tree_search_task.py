@@ -104,7 +104,9 @@ def test_what_lm_eval_is_told_of_each_figure(data: Path) -> None:
     aggregations, better = made.aggregation(), made.higher_is_better()
     for name in found[0]["strict-match"]:
         assert name in aggregations, name
-    assert aggregations["gap_closed_flow"] is ratio and aggregations["gap_closed_flow_stderr"] is ratio_stderr
+    pairs, nothing = [(1.0, 2.0), (0.0, 1.0)], [(0.0, 0.0)]
+    for name, figure in (("gap_closed_flow", ratio), ("gap_closed_flow_stderr", ratio_stderr)):
+        assert aggregations[name](pairs) == figure(pairs) and aggregations[name](nothing) == "N/A"
     assert aggregations["pass@1"].__name__ == "mean" and "pass@1_stderr" not in found[0]["strict-match"]
     assert better["pass@1"] and not better["seconds"] and better["exact_match"]
 
