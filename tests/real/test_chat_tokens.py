@@ -15,8 +15,8 @@ from tests.unit.chat_templates import TEMPLATES
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from arts_hf.loading import load  # noqa: E402
-from arts_hf.vocabulary import HfVocabulary  # noqa: E402
+from arts_hf.loading import load
+from arts_hf.vocabulary import HfVocabulary
 
 TURNS = [
     {"role": "user", "content": " What is 2 plus 3? \n"},
