@@ -56,9 +56,9 @@ def main() -> None:
     jinja2.Environment().from_string("{{ 1 }}").render()  # so that what jinja2 loads late is no question's time
     _limit_memory(int(sys.argv[1]))
     for line in sys.stdin:
-        question = json.loads(line)
-        _limit_time(question["seconds"])
         try:
+            question = json.loads(line)
+            _limit_time(question["seconds"])
             told = json.dumps(answer(question))
         except MemoryError:
             told = json.dumps({"limit": "memory"})

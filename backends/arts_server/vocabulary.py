@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -16,6 +17,8 @@ from arts_plugin.randomness import digest
 from arts_server.dialect import Dialect
 from arts_server.faults import RefusedError, RetryError, shown
 from arts_server.transport import Transport
+
+log = logging.getLogger(__name__)
 
 _LOOKS_SPECIAL = re.compile("<[^<>\\s]{1,40}>|\\[/?[A-Z_]{2,24}\\]")
 """What may be a special token in some vocabulary; whether it is one, the server is asked."""
@@ -45,6 +48,11 @@ class ServerVocabulary:
                 self._own = Path(template).expanduser().read_text(encoding="utf-8")
             except (OSError, UnicodeError) as error:
                 raise ModelError(f"chat_template={template} cannot be read: {error}") from error
+            if re.search(r"\beos_token\b", self._own):
+                log.warning(
+                    "chat_template=%s uses eos_token, which a server does not tell: nothing stands in its place; write the "
+                    "token itself into the file", template,
+                )  # fmt: skip
 
     @property
     def chat_template(self) -> str | None:
