@@ -210,7 +210,10 @@ def _followed(filter_: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(filter_)
     def follow(*args: Any, **kwargs: Any) -> Any:
         made = filter_(*args, **kwargs)
-        return made_of(made, *args[skipped:], *kwargs.values()) if type(made) is str else made
+        if type(made) not in (str, Traced):
+            return made
+        whole = made_of(made, *args[skipped:], *kwargs.values())
+        return whole if type(made) is str or all(own(whole)) else made
 
     return follow
 
@@ -220,7 +223,7 @@ def _join(plain: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(plain)
     def join(eval_ctx: Any, value: Any, d: str = Traced(""), attribute: str | int | None = None) -> Any:
-        return plain(eval_ctx, value, d, attribute)
+        return plain(eval_ctx, map(shown, value) if attribute is None else value, d, attribute)
 
     return join
 

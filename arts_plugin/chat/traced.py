@@ -32,14 +32,16 @@ class Traced(str):
         return self
 
     def __add__(self, other: Any) -> Any:
-        if hasattr(other, "__html__"):
-            return NotImplemented  # Markup escapes what stands before it
+        if not isinstance(other, str) or hasattr(other, "__html__"):
+            return NotImplemented  # the other says what that is: Markup escapes what stands before it
         return Traced(str.__add__(self, other), self._own + own(other))
 
     def __radd__(self, other: Any) -> Any:
         return Traced(str.__add__(other, self), own(other) + self._own) if isinstance(other, str) else NotImplemented
 
-    def __mul__(self, times: SupportsIndex) -> Any:
+    def __mul__(self, times: Any) -> Any:
+        if not hasattr(times, "__index__"):
+            return NotImplemented
         return Traced(str.__mul__(self, times), self._own * times)
 
     __rmul__ = __mul__
@@ -128,6 +130,12 @@ class Traced(str):
 
     def title(self) -> Any:
         return made_of(str.title(self), self)
+
+    def center(self, width: SupportsIndex, fill: str = " ", /) -> Traced:
+        text = str.center(self, width, fill)
+        more = len(text) - len(self)
+        left = more // 2 + (more & len(text) & 1)  # where the odd one goes depends on the width
+        return Traced(text, own(fill) * left + self._own + own(fill) * (more - left))
 
     def ljust(self, width: SupportsIndex, fill: str = " ", /) -> Traced:
         text = str.ljust(self, width, fill)

@@ -53,6 +53,9 @@ ODD = {
     "changes": "{{ messages.append(1) }}",
     "format": "{{ '{0.__class__}'.format('a') }}",
     "undefined": "{{ nothing.at.all }}",
+    "sums": "{{ 'a' + nothing }}",
+    "products": "{{ 'a' * nothing }}",
+    "numbers": "{{ 'a' + 1 }}",
     "syntax": "{% for m in messages %}",
 }
 
@@ -124,6 +127,8 @@ def test_control_tokens_are_the_templates(name: str) -> None:
         ("{{ messages[0].content.split('x') | join('<s>') }}", "<s>x<s>", 1),
         ("{{ messages[0] | tojson }}<s>", "<s>", 1),
         ("{{ (messages[0].content | safe) ~ ('<s>' | safe) }}", "<s>", 1),
+        ("{{ '<s>\n<s>' | indent(2) }}{{ ('<s>' ~ messages[0].content).center(9) }}", "</s>", 3),
+        ("{{ ['<|image_', 1, '|>'] | join }}", "", 1),
         ("{{ namespace(a=messages[0].content) | string }}", "<s>", 0),
         ("{{ '%s<s>%s' % (messages[0].content, eos_token) }}", "</s>", 2),
         ("{{ '{}<s>{x}'.format(messages[0].content, x=eos_token) }}", "</s>", 2),
