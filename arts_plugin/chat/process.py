@@ -55,7 +55,7 @@ def rendered(source: str, template: str, messages: list[dict[str, Any]], variabl
                 if len(_idle) < _IDLE:
                     _idle.append(worker)
             return told
-        status = worker.close()
+        status = worker.close(patience=1.0 if told is None else 0.0)  # one that has ended is given the time to say how
         raise ModelError(f"the chat template of {source} {_beyond(told, status)}; {_REMEDY}")
 
 
@@ -122,10 +122,10 @@ class _Worker:
         except ValueError:  # a line that is not whole
             return None
 
-    def close(self) -> int:
-        """End it; its exit status."""
+    def close(self, patience: float = 0.0) -> int:
+        """End it, unless it ends by itself within so many seconds; its exit status."""
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=1.0)  # one that has ended is given the time to say how
+            self._process.wait(timeout=patience)
         self._end()
         return self._process.wait()
 

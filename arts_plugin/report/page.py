@@ -55,7 +55,7 @@ def write_report(
         file.writelines(json.dumps(record, allow_nan=False) + "\n" for record in per_question)
     header, rows = as_rows(shown)
     (folder / "table.md").write_text(markdown(header, rows) + "\n", encoding="utf-8")
-    (folder / "table.csv").write_text(as_csv(report), encoding="utf-8")
+    (folder / "table.csv").write_text(as_csv(shown), encoding="utf-8")
     page = folder / "report.html"
     page.write_text(_render(shown, folder, pictures, header, rows), encoding="utf-8")
     return page, report
