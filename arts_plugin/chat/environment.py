@@ -168,9 +168,12 @@ class _Formatter(SandboxedFormatter):
             if not name or name[0] in ".[":
                 name, count = f"{count}{name}", count + 1
             value = self.convert_field(self.get_field(name, args, kwargs)[0], conversion)
-            parts.append(
-                value if isinstance(value, str) and not spec else made_of(self.format_field(value, spec or ""), value)
-            )
+            made = self.format_field(value, spec or "")
+            if isinstance(value, str) and not spec:
+                made = value
+            elif not (spec or "").endswith("c"):  # which makes a character of a number that somebody wrote
+                made = made_of(made, value)
+            parts.append(made)
         return joined(parts)
 
 

@@ -226,6 +226,9 @@ def _interpolated(text: Traced, values: Any) -> Traced:
             parts.append(value)
         else:
             spec = re.sub(r"^%\([^()]*\)", "%", match.group())
-            parts.append(made_of(str.__mod__(spec, (*stars, value)), value))
+            part = str.__mod__(spec, (*stars, value))
+            parts.append(
+                part if match["type"] == "c" else made_of(part, value)
+            )  # a number that somebody wrote as a character
     made = joined([*parts, text[at:]])
     return made if made == whole else Traced(whole)

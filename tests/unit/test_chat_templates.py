@@ -129,6 +129,7 @@ def test_control_tokens_are_the_templates(name: str) -> None:
         ("{{ (messages[0].content | safe) ~ ('<s>' | safe) }}", "<s>", 1),
         ("{{ '<s>\n<s>' | indent(2) }}{{ ('<s>' ~ messages[0].content).center(9) }}", "</s>", 3),
         ("{{ ['<|image_', 1, '|>'] | join }}", "", 1),
+        ("{{ '%cs>' % (messages[0].content | int) }}{{ '{:c}s>'.format(messages[0].content | int) }}", "60", 0),
         ("{{ namespace(a=messages[0].content) | string }}", "<s>", 0),
         ("{{ '%s<s>%s' % (messages[0].content, eos_token) }}", "</s>", 2),
         ("{{ '{}<s>{x}'.format(messages[0].content, x=eos_token) }}", "</s>", 2),
