@@ -12,6 +12,7 @@ from arts_plugin.errors import (
     SettingsError,
     UnknownNameError,
 )
+from arts_plugin.terminal import clean_logs
 
 if TYPE_CHECKING:
     from arts_plugin.api import Arts
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from arts_plugin.tree import Cost, Node, ReasoningTree, Trajectory
 
 __version__ = "0.1.0"
+clean_logs()
 _LAZY = {
     "Arts": "arts_plugin.api",
     "hookimpl": "arts_plugin.hookspecs",

@@ -15,6 +15,7 @@ from arts_plugin.cli_options import given, settings_options
 from arts_plugin.errors import ArtsError
 from arts_plugin.report.commands import COMMANDS as REPORT_COMMANDS
 from arts_plugin.serve.commands import COMMANDS as SERVE_COMMANDS
+from arts_plugin.terminal import echo, printable
 from arts_plugin.training.commands import COMMANDS as TRAINING_COMMANDS
 
 
@@ -25,7 +26,7 @@ class _Command(click.Group):
         try:
             return super().invoke(ctx)
         except ArtsError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(printable(str(error))) from error
 
 
 @click.group(cls=_Command, context_settings={"help_option_names": ["-h", "--help"]})
@@ -54,7 +55,7 @@ def solve(question: str, as_json: bool, show_tree: bool, **settings: Any) -> Non
         else:
             tree = _solve_live(arts, text, show_tree)
     if tree.error:
-        raise click.ClickException(tree.error)
+        raise click.ClickException(printable(tree.error))
 
 
 def _solve_live(arts: Any, question: str, show_tree: bool) -> Any:
@@ -62,7 +63,7 @@ def _solve_live(arts: Any, question: str, show_tree: bool) -> Any:
     from rich.live import Live
     from rich.text import Text
 
-    from arts_plugin.display import full_view, live_view, printable
+    from arts_plugin.display import full_view, live_view
 
     console, notes = Console(), Console(stderr=True)
     with notes.status("loading the model"):
@@ -108,17 +109,17 @@ def plugins(as_json: bool) -> None:
         click.echo(json.dumps([asdict(info) for info in infos], indent=1))
         return
     for info in infos:
-        click.echo(f"{info.name}  {info.version or '-'}  from {info.origin or 'an unknown distribution'}")
+        echo(f"{info.name}  {info.version or '-'}  from {info.origin or 'an unknown distribution'}")
         for kind, name in info.provides:
-            click.echo(f"    {kind:<10} {name}")
+            echo(f"    {kind:<10} {name}")
         observers = [hook for hook in info.hooks if not hook.startswith("arts_register")]
-        click.echo(f"    {'hooks':<10} {', '.join(info.hooks) or 'none'}")
+        echo(f"    {'hooks':<10} {', '.join(info.hooks) or 'none'}")
         if observers:
-            click.echo(f"    {'observes':<10} {', '.join(observers)}")
+            echo(f"    {'observes':<10} {', '.join(observers)}")
         if info.problem:
-            click.echo(f"    {'BROKEN':<10} {info.problem}")
+            echo(f"    {'BROKEN':<10} {info.problem}")
     for name, card in shipped().items():
-        click.echo(f"shipped verifier {name}: for {card.proposer.name}")
+        echo(f"shipped verifier {name}: for {card.proposer.name}")
 
 
 @main.command()
@@ -130,9 +131,9 @@ def doctor(model: str | None, no_speed: bool) -> None:
 
     worst = 0
     for check in checks(model, speed=not no_speed):
-        click.echo(f"{check.mark}  {check.text}")
+        echo(f"{check.mark}  {check.text}")
         if check.advice:
-            click.echo(f"      {check.advice}")
+            echo(f"      {check.advice}")
         worst = max(worst, check.weight)
     sys.exit(1 if worst > 1 else 0)
 

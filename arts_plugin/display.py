@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import unicodedata
-
 from rich.console import Group, RenderableType
 from rich.text import Text
 from rich.tree import Tree
 
 from arts_plugin.settings import Settings
+from arts_plugin.terminal import printable
 from arts_plugin.tree import Node, ReasoningTree
 
 MAX_SHOWN = 24
 """Branches shown below one node; the others are counted."""
-
-
-def printable(text: str) -> str:
-    """`text` with every control, format and surrogate character but newline and tab replaced by its code."""
-    return "".join(
-        c if c in "\n\t" or unicodedata.category(c) not in {"Cc", "Cf", "Cs"} else f"\\u{ord(c):04x}" for c in text
-    )
 
 
 def one_line(text: str, width: int) -> str:

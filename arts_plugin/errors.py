@@ -5,12 +5,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from arts_plugin.terminal import printable
+
 
 class ArtsError(Exception):
-    """Base class of every error that arts-plugin raises on purpose. `code` is what OpenAI's API calls it, if it has a name
-    for it."""
+    """Base class of every error that arts-plugin raises on purpose. What it quotes from others is made printable, for it is
+    shown in terminals, with a traceback or without. `code` is what OpenAI's API calls it, if it has a name for it."""
 
     code: str | None = None
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class SettingsError(ArtsError, ValueError):

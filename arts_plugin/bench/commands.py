@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from arts_plugin.cli_options import given, settings_options
+from arts_plugin.terminal import echo
 from arts_plugin.training.sources import Source, source_options
 
 if TYPE_CHECKING:
@@ -72,8 +73,8 @@ def bench(
         _generate(wanted, mine, source, Path(out))
     result = compare_methods(wanted, Path(out))
     page = write(result, Path(out))
-    click.echo(text(result))
-    click.echo(f"written to {page}")
+    echo(text(result))
+    echo(f"written to {page}")
 
 
 def _generate(wanted: Sequence[Method], settings: Settings, source: Source, out: Path) -> None:
@@ -94,7 +95,7 @@ def _generate(wanted: Sequence[Method], settings: Settings, source: Source, out:
         bar.update()
         bar.set_postfix_str(f"{step.progress.pass_rate:.1%} of traces right")
         for line in step.progress.failed:
-            click.echo(f"  failed: {line}", err=True)
+            echo(f"  failed: {line}", err=True)
         step.progress.failed.clear()
     if bar is None:
         raise click.ClickException("there is no question to compare anything on")

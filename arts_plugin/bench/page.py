@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from arts_plugin.bench.result import MAJORITY, RANDOM, verdicts
+from arts_plugin.report.figures import label
 from arts_plugin.report.page import markdown, percent
+from arts_plugin.terminal import printable
 
 Plain = dict[str, Any]
 
@@ -62,7 +64,7 @@ def text(result: Plain) -> str:
     ]
     if result["left_out"]:
         parts.append("\n".join(["left out:", *(f"- {line}" for line in result["left_out"])]))
-    return "\n\n".join(parts)
+    return printable("\n\n".join(parts))
 
 
 def _where(result: Plain) -> str:
@@ -89,7 +91,7 @@ def _signed(values: list[float]) -> str:
 
 def _draw(figure: Any, result: Plain) -> None:
     axes = figure.subplots()
-    labels = [row["label"] for row in result["rows"]]
+    labels = [label(row["label"]) for row in result["rows"]]
     for place, row in enumerate(result["rows"]):
         mean, low, high = (100 * v for v in row["accuracy"])
         searched = row["method"] not in {"greedy", "samples"}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from arts_plugin.terminal import echo
+
 
 @click.command()
 @click.argument("run", type=click.Path(exists=True, file_okay=False))
@@ -19,11 +21,11 @@ def report(run: str, others: tuple[str, ...], against: str | None, out: str | No
 
     page, made = write_report(run, others, against, out, task)
     each = "each" if made["independent"] else "at most"
-    click.echo(
+    echo(
         f"{made['questions']} questions, {made['traces']} trajectories {each}; percent right, 95 % bootstrap intervals"
     )
-    click.echo(markdown(*as_rows(made)))
-    click.echo(f"written to {page}")
+    echo(markdown(*as_rows(made)))
+    echo(f"written to {page}")
 
 
 @click.command()
@@ -36,7 +38,7 @@ def view(run: str, out: str | None, limit: int | None, show: bool) -> None:
     from arts_plugin.report.view import write_view
 
     page, made = write_view(run, out, limit)
-    click.echo(f"{len(made['trees'])} trees in {page} ({page.stat().st_size / 1e6:.1f} MB)")
+    echo(f"{len(made['trees'])} trees in {page} ({page.stat().st_size / 1e6:.1f} MB)")
     if show:
         click.launch(str(page))
 

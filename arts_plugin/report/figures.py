@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from arts_plugin.errors import ArtsError
+from arts_plugin.terminal import printable
 
 Plain = dict[str, Any]
 _COLOURS = (
@@ -95,7 +96,7 @@ def _shown(report: Plain) -> list[Plain]:
 def _accuracy(figure: Any, report: Plain) -> None:
     axes = figure.subplots()
     for i, curve in enumerate(_shown(report)):
-        _line(axes, curve["k"], curve["accuracy"], i, curve["label"])
+        _line(axes, curve["k"], curve["accuracy"], i, label(curve["label"]))
     ks = report["curves"][0]["k"]
     axes.set_xscale("log", base=2)
     axes.set_xticks(ks, [str(k) for k in ks])
@@ -107,14 +108,16 @@ def _accuracy(figure: Any, report: Plain) -> None:
 def _cost(figure: Any, report: Plain) -> None:
     for axes, unit in zip(figure.subplots(1, 2, sharey=True), ("tokens", "seconds"), strict=True):
         for i, curve in enumerate(_shown(report)):
-            _line(axes, curve[unit], curve["accuracy"], i, curve["label"])
+            _line(axes, curve[unit], curve["accuracy"], i, label(curve["label"]))
         for i, point in enumerate(report["points"]):
             if point[unit] is None:
                 continue
             mean, low, high = (100 * v for v in point["accuracy"])
             colour = _COLOURS[(len(_shown(report)) + i) % len(_COLOURS)]
             axes.errorbar(point[unit], mean, [[mean - low], [high - mean]], fmt="o", color=colour, capsize=3, ms=7)
-            axes.annotate(point["label"], (point[unit], mean), textcoords="offset points", xytext=(7, 5), fontsize=8)
+            axes.annotate(
+                label(point["label"]), (point[unit], mean), textcoords="offset points", xytext=(7, 5), fontsize=8
+            )
         axes.set(xlabel=f"{unit} a question")
         if any(x > 0 for curve in _shown(report) for x in curve[unit]):
             axes.set_xscale("log", base=2)
@@ -145,7 +148,9 @@ def _calibration(figure: Any, report: Plain) -> None:
         ]
         axes.errorbar(x, y, bars, fmt="-o", color=_COLOURS[0], capsize=2.5, ms=4)
         auc = found[name]["auc"]
-        title = f"{name}\nAUC within a question " + (f"{auc[0]:.3f} [{auc[1]:.3f}, {auc[2]:.3f}]" if auc else "-")
+        title = f"{label(name)}\nAUC within a question " + (
+            f"{auc[0]:.3f} [{auc[1]:.3f}, {auc[2]:.3f}]" if auc else "-"
+        )
         axes.set_title(title, fontsize=9)
         axes.set(xlabel="score (nats)", ylabel="right, %" if name == shown[0] else "")
         axes.grid(alpha=0.25)
@@ -170,13 +175,13 @@ def _extinct(figure: Any, extinct: Plain) -> None:
     axes = figure.subplots()
     rows = [{"label": "a random trace", "accuracy": extinct["pass@1"]}, *extinct["rows"]]
     _dots(axes, [row["accuracy"] for row in rows], 0.0, 0, None)
-    axes.set_yticks(range(len(rows)), [row["label"] for row in rows])
+    axes.set_yticks(range(len(rows)), [label(row["label"]) for row in rows])
     axes.invert_yaxis()
     axes.set(xlabel=f"right, % of {extinct['questions']} questions")
     axes.grid(alpha=0.25)
 
 
-def _dots(axes: Any, estimates: list[Any], shift: float, number: int, label: str | None) -> None:
+def _dots(axes: Any, estimates: list[Any], shift: float, number: int, name: str | None) -> None:
     places = [i + shift for i, e in enumerate(estimates) if e is not None]
     shown = [[100 * v for v in e] for e in estimates if e is not None]
     bars = [[m - low for m, low, _ in shown], [high - m for m, _, high in shown]]
@@ -188,16 +193,16 @@ def _dots(axes: Any, estimates: list[Any], shift: float, number: int, label: str
         color=_COLOURS[number],
         capsize=2,
         ms=5,
-        label=label,
+        label=name,
     )
 
 
-def _line(axes: Any, x: list[float], estimates: list[Any], number: int, label: str) -> None:
+def _line(axes: Any, x: list[float], estimates: list[Any], number: int, name: str) -> None:
     colour = _COLOURS[number % len(_COLOURS)]
     at = [i for i, e in enumerate(estimates) if e is not None]
     xs = [x[i] for i in at]
     mean, low, high = ([100 * estimates[i][part] for i in at] for part in range(3))
-    axes.plot(xs, mean, marker=_MARKS[number % len(_MARKS)], ms=4.5, color=colour, label=label)
+    axes.plot(xs, mean, marker=_MARKS[number % len(_MARKS)], ms=4.5, color=colour, label=name)
     axes.fill_between(xs, low, high, color=colour, alpha=0.1, linewidth=0)
 
 
@@ -207,6 +212,9 @@ def _finish(axes: Any) -> None:
 
 
 def _short(text: str, most: int = 34) -> str:
-    # Matplotlib reads what stands between dollars as mathematics.
-    plain = text.replace("$", r"\$")
-    return plain if len(plain) <= most else f"{plain[: most - 1]}\N{HORIZONTAL ELLIPSIS}"
+    return label(text if len(text) <= most else f"{text[: most - 1]}\N{HORIZONTAL ELLIPSIS}")
+
+
+def label(text: str) -> str:
+    """`text` as a picture can show it: on one line, and no mathematics between dollars, which matplotlib would set."""
+    return " ".join(printable(text).split()).replace("$", r"\$")

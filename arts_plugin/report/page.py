@@ -19,6 +19,7 @@ from arts_plugin.evaluation.pool import EXACT, SUBSETS
 from arts_plugin.report.analysis import analyse
 from arts_plugin.report.figures import draw, their_traces
 from arts_plugin.report.samples import read_any
+from arts_plugin.terminal import printable, printed
 
 Plain = dict[str, Any]
 
@@ -46,15 +47,17 @@ def write_report(
     report["made_with"] = f"arts-plugin {__version__}"
     folder = Path(out) if out is not None else Path(run) / "report"
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = draw(report, folder)
+    # The numbers keep what they are of; on a page it is text that somebody else wrote.
+    shown = printed(report)
+    pictures = draw(shown, folder)
     (folder / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     with (folder / "questions.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(record, allow_nan=False) + "\n" for record in per_question)
-    header, rows = as_rows(report)
+    header, rows = as_rows(shown)
     (folder / "table.md").write_text(markdown(header, rows) + "\n", encoding="utf-8")
-    (folder / "table.csv").write_text(as_csv(report), encoding="utf-8")
+    (folder / "table.csv").write_text(as_csv(shown), encoding="utf-8")
     page = folder / "report.html"
-    page.write_text(_render(report, folder, pictures, header, rows), encoding="utf-8")
+    page.write_text(_render(shown, folder, pictures, header, rows), encoding="utf-8")
     return page, report
 
 
@@ -90,7 +93,11 @@ def as_rows(report: Plain) -> tuple[list[str], list[list[str]]]:
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table for a README."""
     cells = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells)
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in row) + " |" for row in cells)
+
+
+def _cell(text: str) -> str:
+    return " ".join(printable(text).replace("|", "\\|").split())
 
 
 def as_csv(report: Plain) -> str:

@@ -12,6 +12,7 @@ import click
 
 from arts_plugin.cli_options import given, settings_options
 from arts_plugin.errors import ArtsError, SettingsError
+from arts_plugin.terminal import echo
 
 KEY = "ARTS_SERVE_KEY"
 _BACKLOG = 2048
@@ -96,7 +97,7 @@ def serve(
 
     key = api_key()
     if key is None and not _loopback(host):
-        click.echo(f"anybody who can reach {host} may use this server: set {KEY} to ask for a key", err=True)
+        echo(f"anybody who can reach {host} may use this server: set {KEY} to ask for a key", err=True)
     limits = Limits(
         body=most_bytes,
         trajectories=most_trajectories,
@@ -109,14 +110,14 @@ def serve(
     limits.check(arts.settings)
     service = Service(arts)
     with _bound(host, port) as listening:
-        click.echo("loading the model", err=True)
+        echo("loading the model", err=True)
         service.start()
         try:
             model = name or arts.backend.info.name
             hosts = ("localhost", "127.0.0.1", "::1", host) if _loopback(host) else ("*",)
             listening.listen(_BACKLOG)  # who reads the address may come at once
             app = App(service, model, limits, key, hosts).asgi()
-            click.echo(f"serving {model} at {address(host, listening.getsockname()[1])}", err=True)
+            echo(f"serving {model} at {address(host, listening.getsockname()[1])}", err=True)
             config = uvicorn.Config(app, log_level="warning", backlog=_BACKLOG, timeout_graceful_shutdown=5)
             with suppress(KeyboardInterrupt):  # which uvicorn hands on after it has stopped in good order
                 uvicorn.Server(config).run(sockets=[listening])

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from arts_plugin.cli_options import given, settings_options
+from arts_plugin.terminal import echo
 from arts_plugin.training.sources import Source, source_options
 
 
@@ -91,11 +92,9 @@ def sdf(source: Source, out: str, traces: int, **settings: Any) -> None:
             bar.update()
             bar.set_postfix_str(f"{progress.traces} traces, {progress.pass_rate:.1%} right, {rate:.0f} tokens/s")
         bar.close()
-    click.echo(
-        f"{out}: {progress.problems} problems, {progress.traces} finished traces, {progress.pass_rate:.1%} right"
-    )
+    echo(f"{out}: {progress.problems} problems, {progress.traces} finished traces, {progress.pass_rate:.1%} right")
     for line in progress.failed:
-        click.echo(f"  left out: {line}", err=True)
+        echo(f"  left out: {line}", err=True)
 
 
 @click.command()
@@ -170,11 +169,11 @@ def train(
     command = " ".join(["arts train", *(Path(run).name for run in runs), f"--loss {loss}", *spelled, *_spelled(values)])
     made = fit(
         runs, out, loss=loss, baselines=others, stop_gradient=stop_gradient, settings=TrainingSettings(**values),
-        lora=lora, name=name, command=command, say=click.echo,
+        lora=lora, name=name, command=command, say=echo,
     )  # fmt: skip
     write_model_card(out, made.card)
     _print_validation(made.card.validation)
-    click.echo(f"\nwritten to {out}; use it with verifier={out}")
+    echo(f"\nwritten to {out}; use it with verifier={out}")
 
 
 def _spelled(values: dict[str, Any]) -> list[str]:
@@ -185,11 +184,11 @@ def _spelled(values: dict[str, Any]) -> list[str]:
 
 
 def _print_validation(figures: dict[str, Any]) -> None:
-    click.echo(f"\n{figures['problems']} held-out problems, {figures['traces']} traces each; percent, 95 % intervals")
+    echo(f"\n{figures['problems']} held-out problems, {figures['traces']} traces each; percent, 95 % intervals")
     for selector, (mean, low, high) in figures["accuracy"].items():
         auc = figures["auc"].get(selector.partition(":")[2]) if selector.startswith("best_of:") else None
         tail = "" if auc is None or auc[0] is None else f"   AUC {auc[0]:.3f} [{auc[1]:.3f}, {auc[2]:.3f}]"
-        click.echo(f"{selector:>24} {100 * mean:5.1f} [{100 * low:.1f}, {100 * high:.1f}]{tail}")
+        echo(f"{selector:>24} {100 * mean:5.1f} [{100 * low:.1f}, {100 * high:.1f}]{tail}")
 
 
 @click.command()
@@ -210,9 +209,9 @@ def rescore(run: str, verifiers: tuple[str, ...], select: str | None, out: str, 
     if not verifiers and select is None:
         raise click.UsageError("give --verifier or --select")
     found = redo(run, out, verifiers, select, Settings.of(model))
-    click.echo(f"{found.trees} trees, {found.changed} with another choice; written to {out}")
+    echo(f"{found.trees} trees, {found.changed} with another choice; written to {out}")
     if found.graded:
-        click.echo(f"right: {found.right_before} of {found.graded} before, {found.right_after} now")
+        echo(f"right: {found.right_before} of {found.graded} before, {found.right_after} now")
 
 
 @click.command()
@@ -243,7 +242,7 @@ def compare(runs: tuple[str, ...], out: str | None, scorer: str | None, ks: str 
     from arts_plugin.training.compare import compare_runs
 
     numbers = [int(part) for part in ks.split(",")] if ks else None
-    click.echo(compare_runs(runs, out=out, scorer=scorer, ks=numbers, only=only))
+    echo(compare_runs(runs, out=out, scorer=scorer, ks=numbers, only=only))
 
 
 @click.command()
@@ -260,7 +259,7 @@ def export(verifier: Path, out: Path, base: Path) -> None:
     from arts_hf.export import export as write
 
     made = write(verifier, out, base)
-    click.echo(
+    echo(
         f"written to {out}; use it with verifier={out} ({made.backbone.name if made.backbone else ''} is loaded beside it)"
     )
 

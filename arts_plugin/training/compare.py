@@ -9,6 +9,7 @@ from pathlib import Path
 from arts_plugin.errors import ArtsError
 from arts_plugin.evaluation import table
 from arts_plugin.evaluation.pool import Bootstrap, compare
+from arts_plugin.terminal import printable
 from arts_plugin.training.dataset import read_runs
 from arts_plugin.training.pools import pool_of
 
@@ -66,7 +67,8 @@ def compare_runs(
         record = table.as_json(comparison, rows)
         record["differences"] = {what: [e.mean, e.low, e.high] for what, e in found.items()}
         (folder / "compare.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
-        (folder / "compare.md").write_text(table.as_text(comparison, rows, markdown=True) + "\n", encoding="utf-8")
+        text = printable(table.as_text(comparison, rows, markdown=True))
+        (folder / "compare.md").write_text(text + "\n", encoding="utf-8")
         from arts_plugin.training.plots import plot_comparison
 
         shown = [("random", "pass@1"), ("majority", "majority"), ("oracle", "oracle")]

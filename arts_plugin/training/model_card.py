@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from arts_plugin.checkpoint import Card
+from arts_plugin.terminal import printable
 
 
 def write_model_card(folder: str | Path, card: Card) -> None:
@@ -17,7 +18,7 @@ def write_model_card(folder: str | Path, card: Card) -> None:
     if file.exists():
         found = re.search(r"\n## (Data|Test)\n", text := file.read_text(encoding="utf-8"))
         kept = text[found.start() :] if found else ""
-    file.write_text(_text(card) + kept, encoding="utf-8")
+    file.write_text(printable(_text(card)) + kept, encoding="utf-8")
 
 
 def _loss(record: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from arts_plugin.errors import ArtsError
 from arts_plugin.evaluation.pool import Bootstrap, Comparison
+from arts_plugin.report.figures import label as readable
 
 if TYPE_CHECKING:
     from arts_plugin.training.trainer import Curve
@@ -47,7 +48,7 @@ def plot_comparison(comparison: Comparison, file: Path, selectors: Sequence[tupl
     for number, (selector, label) in enumerate(selectors):
         colour = f"C{number % 10}"
         estimates = [boot.mean(comparison.values[selector][k]) for k in comparison.ks]
-        axes.plot(comparison.ks, [100 * e.mean for e in estimates], marker="o", color=colour, label=label)
+        axes.plot(comparison.ks, [100 * e.mean for e in estimates], marker="o", color=colour, label=readable(label))
         axes.fill_between(
             comparison.ks,
             [100 * e.low for e in estimates],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +18,7 @@ from transformers.generation import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
-from transformers.generation.utils import GenerateDecoderOnlyOutput
+from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerationMixin
 
 from arts_hf.backend import HfBackend
 from arts_plugin.api import Arts
@@ -35,6 +36,12 @@ _OWN_PROCESSORS = (
     RepetitionPenaltyLogitsProcessor,
 )
 _OWN_CRITERIA = (MaxLengthCriteria, EosTokenCriteria)
+_NOT_KEPT = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+_OTHER_METHODS = (
+    *("penalty_alpha", "dola_layers", "force_words_ids", "constraints", "token_healing"),
+    *("prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp"),
+)
+_GENERATE = inspect.unwrap(GenerationMixin.generate).__code__
 
 
 @dataclass
@@ -68,6 +75,9 @@ def arts_generate(
         arts_questions: the bare question in each row, for scorers that put it into a prompt of their own.
         arts: settings (see `arts_plugin.settings.Settings`): strategy, verifier, budget_trajectories, width...
 
+    A `streamer` gets the tokens of the returned sequences once the search is over, since only then is it known which
+    trajectory is chosen; its end comes in any case.
+
     From the generation config come max_new_tokens (or max_length), eos_token_id, num_return_sequences,
     repetition_penalty and, with do_sample=True, temperature, top_p, top_k and min_p; without it the search samples at
     its own defaults, since a greedy model has nothing to search among. `strategy="greedy"` is greedy.
@@ -80,8 +90,41 @@ def arts_generate(
         SettingsError: a setting or a generation option that a search cannot honour.
         ModelError: the model cannot be decoded as a tree.
     """
-    config = generation_config
-    _refuse(config, logits_processor or (), stopping_criteria or ())
+    asked = _arguments_of_generate()
+    streamer = asked.get("streamer")
+    try:
+        _refuse(generation_config, logits_processor or (), stopping_criteria or (), {**model_kwargs, **asked})
+        found = _found(
+            model, input_ids, generation_config, arts_tokenizer, arts_stop, arts_questions, arts, model_kwargs
+        )
+        if streamer is not None:
+            for tokens in found.sequences[:, input_ids.shape[1] :].T:
+                streamer.put(tokens.cpu())
+    finally:
+        if streamer is not None:
+            streamer.end()  # whoever reads from it waits for that
+    return found if generation_config.return_dict_in_generate else found.sequences
+
+
+def _arguments_of_generate() -> dict[str, Any]:
+    """Arguments of the `generate` on whose behalf this runs that transformers hands on to no callable, whatever its
+    signature: they are read where they are."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not _GENERATE:
+        frame = frame.f_back
+    return {} if frame is None else {name: frame.f_locals.get(name) for name in ("streamer", "assistant_model")}
+
+
+def _found(
+    model: Any,
+    input_ids: torch.Tensor,
+    config: Any,
+    arts_tokenizer: Any,
+    arts_stop: Sequence[str],
+    arts_questions: Sequence[str] | None,
+    arts: Mapping[str, Any] | None,
+    model_kwargs: Mapping[str, Any],
+) -> ArtsGenerateOutput:
     copies = config.num_return_sequences or 1
     rows = input_ids[::copies]  # generate has repeated each of them
     mask = model_kwargs.get("attention_mask")
@@ -108,8 +151,6 @@ def arts_generate(
         for module in training:
             module.training = True
     sequences = _sequences(trees, input_ids, copies, config, backend.vocabulary)
-    if not config.return_dict_in_generate:
-        return sequences
     return ArtsGenerateOutput(sequences=sequences, trees=trees)
 
 
@@ -133,9 +174,32 @@ def _settings(config: Any, arts: Mapping[str, Any], longest: int, padded: int, n
     return settings.with_(n_ctx=max(settings.n_ctx, n_prompts * longest + alive * settings.max_gen_toks))
 
 
-def _refuse(config: Any, processors: Sequence[Any], criteria: Sequence[Any]) -> None:
-    if (config.num_beams or 1) > 1:
-        raise SettingsError(f"num_beams is {config.num_beams}; a tree search has no beams, set arts={{'width': ...}}")
+def _refuse(config: Any, processors: Sequence[Any], criteria: Sequence[Any], arguments: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        SettingsError: something is asked for that a search does not do.
+    """
+    for name in ("num_beams", "num_beam_groups"):
+        if (getattr(config, name, None) or 1) > 1:
+            raise SettingsError(
+                f"{name} is {getattr(config, name)}; a tree search has no beams, set arts={{'width': ...}}"
+            )
+    for name in _NOT_KEPT:
+        if getattr(config, name, None):
+            raise SettingsError(
+                f"{name} is set, and a tree search keeps none of them; leave it out (return_dict_in_generate=True returns the "
+                "trees, with the log-probability of each step)"
+            )
+    for name in _OTHER_METHODS:
+        if getattr(config, name, None):
+            raise SettingsError(f"{name} is set, which a tree search does not apply; leave it out")
+    if arguments.get("assistant_model") is not None:
+        raise SettingsError("assistant_model is given, and a tree search drafts nothing; leave it out")
+    for name, value in arguments.items():
+        if torch.is_tensor(value) and value.is_floating_point():
+            raise SettingsError(
+                f"{name} is given; a tree search reads input_ids alone, no images, sounds or embeddings"
+            )
     odd = [type(p).__name__ for p in processors if not isinstance(p, _OWN_PROCESSORS)]
     odd += [type(c).__name__ for c in criteria if not isinstance(c, _OWN_CRITERIA)]
     if odd:

@@ -40,6 +40,12 @@ def _ids(value: Any) -> list[int]:
     return [token for token in (found if isinstance(found, (list, tuple)) else [found]) if isinstance(token, int)]
 
 
+def _template(value: Any) -> str | None:
+    """The template for chats without tools, where a tokeniser has several by name."""
+    found = value.get("default") if isinstance(value, dict) else value
+    return found if isinstance(found, str) else None
+
+
 class HfVocabulary:
     """Vocabulary and sizes of a loaded model.
 
@@ -68,7 +74,7 @@ class HfVocabulary:
         self.n_embd: int = text.hidden_size
         self.n_vocab: int = text.vocab_size
         self.n_ctx_train: int = _longest(text)
-        self.chat_template: str | None = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
+        self.chat_template: str | None = _template(tokenizer.chat_template)
         self.bos: int | None = tokenizer.bos_token_id
         self._added = dict(tokenizer.added_tokens_decoder)
         told = getattr(generation_config, "eos_token_id", None)
@@ -160,31 +166,27 @@ class HfVocabulary:
         Raises:
             ModelError: the model has no chat template, or its template fails.
         """
-        text, tokens = chat.encode(
-            messages, self.special, lambda safe: self._render(safe, add_generation_prompt), self.tokenize
-        )
+        rendered = self._render(messages, add_generation_prompt)
+        tokens = chat.encode(rendered, self.special, self.tokenize)
         if self.bos is not None and self.adds_bos and tokens[:1] != [self.bos]:
             tokens.insert(0, self.bos)  # a template that carries its own BOS must not get a second one
-        return Prompt(text, tuple(tokens), chat.last_user(messages))
+        return Prompt(rendered.text, tuple(tokens), chat.last_user(messages))
 
     @cached_property
     def special(self) -> re.Pattern[str]:
         """Finds the texts of added tokens."""
         return chat.special_pattern(token.content for token in self._added.values())
 
-    def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+    def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> chat.Rendered:
         if not self.chat_template:
             raise ModelError(
                 f"{self.name} has no chat template (a base model?); use chat=plain, or a model that was tuned for chat"
             )
-        try:
-            return chat.render(
-                self.chat_template,
-                messages,
-                bos_token=self.tokenizer.bos_token or "",
-                eos_token=self.tokenizer.eos_token or "",
-                add_generation_prompt=add_generation_prompt,
-                **self._chat_options,
-            )
-        except Exception as error:
-            raise ModelError(f"the chat template of {self.name} failed: {type(error).__name__}: {error}") from error
+        return chat.render(
+            self.chat_template,
+            messages,
+            self.name,
+            **self.tokenizer.special_tokens_map,
+            add_generation_prompt=add_generation_prompt,
+            **self._chat_options,
+        )

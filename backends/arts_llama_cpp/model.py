@@ -169,32 +169,32 @@ class LlamaModel:
         Raises:
             ModelError: the model has no chat template, or its template fails.
         """
-        text, tokens = chat.encode(
-            messages, self._special_pattern, lambda safe: self.render(safe, add_generation_prompt), self.tokenize
-        )
+        rendered = self.render(messages, add_generation_prompt)
+        tokens = chat.encode(rendered, self._special_pattern, self.tokenize)
         if self.adds_bos and tokens[:1] != [self.bos]:
             tokens.insert(0, self.bos)  # a template that carries its own BOS must not get a second one
-        return Prompt(text, tuple(tokens), chat.last_user(messages))
+        return Prompt(rendered.text, tuple(tokens), chat.last_user(messages))
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
-        """The chat as text, in the model's own Jinja template, run in a sandbox: it came with the model's file."""
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> chat.Rendered:
+        """The chat as text, in the model's own Jinja template: it came with the model's file, and is rendered with limits."""
         if not self.chat_template:
             raise ModelError(
                 f"{self.path.name} has no chat template (a base model?); use chat=plain, or a model that was tuned for chat"
             )
-        try:
-            return chat.render(
-                self.chat_template,
-                messages,
-                bos_token=self._token_text(self.bos),
-                eos_token=self._token_text(self.lib.llama_vocab_eos(self.vocab)),
-                add_generation_prompt=add_generation_prompt,
-                **self._chat_options,
-            )
-        except Exception as error:
-            raise ModelError(
-                f"the chat template of {self.path.name} failed: {type(error).__name__}: {error}"
-            ) from error
+        return chat.render(
+            self.chat_template,
+            messages,
+            self.path.name,
+            **self._special_tokens(),
+            add_generation_prompt=add_generation_prompt,
+            **self._chat_options,
+        )
+
+    def _special_tokens(self) -> dict[str, str]:
+        """Those that the vocabulary has, by the names that templates know."""
+        names = {"bos_token": "bos", "eos_token": "eos", "pad_token": "pad", "sep_token": "sep"}
+        ids = {name: getattr(self.lib, f"llama_vocab_{token}")(self.vocab) for name, token in names.items()}
+        return {name: self._token_text(token) for name, token in ids.items() if token >= 0}
 
     def _token_text(self, token: int) -> str:
         text = self.lib.llama_vocab_get_text(self.vocab, token) if token >= 0 else None

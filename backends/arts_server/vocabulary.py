@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-import jinja2
 
 from arts_plugin import chat
 from arts_plugin.backend import Message, Prompt
@@ -20,7 +19,9 @@ from arts_server.dialect import Dialect
 from arts_server.faults import RefusedError, RetryError, shown
 from arts_server.transport import Transport
 
-_LOOKS_SPECIAL = re.compile("<[^<>\\s]{1,40}>|\\[/?[A-Z_]{2,24}\\]|[\ue000\ue001]")
+log = logging.getLogger(__name__)
+
+_LOOKS_SPECIAL = re.compile("<[^<>\\s]{1,40}>|\\[/?[A-Z_]{2,24}\\]")
 """What may be a special token in some vocabulary; whether it is one, the server is asked."""
 _KNOWN, _AT_ONCE = 4096, 16
 _NO_TEMPLATE = (
@@ -48,6 +49,11 @@ class ServerVocabulary:
                 self._own = Path(template).expanduser().read_text(encoding="utf-8")
             except (OSError, UnicodeError) as error:
                 raise ModelError(f"chat_template={template} cannot be read: {error}") from error
+            if re.search(r"\beos_token\b", self._own):
+                log.warning(
+                    "chat_template=%s uses eos_token, which a server does not tell: nothing stands in its place; write the "
+                    "token itself into the file", template,
+                )  # fmt: skip
 
     @property
     def chat_template(self) -> str | None:
@@ -189,32 +195,30 @@ class ServerVocabulary:
         messages = [{**message, "content": whole(message["content"])} for message in messages]
         looks = [text for m in messages for text in _LOOKS_SPECIAL.findall(m["content"])] if self.dialect.ids else []
         self._learn(looks)
-        marks = {text for text in looks if self._special[text] is not None}
-        text, tokens = chat.encode(
-            messages,
-            chat.special_pattern(marks),
-            lambda safe: self._rendered(safe, add_generation_prompt),
-            lambda part, special: self._tokens(part, False) if special and self.dialect.ids else self.tokenize(part),
+        special = chat.special_pattern({text for text in looks if self._special[text] is not None})
+        if self._own is not None:
+            rendered = self._rendered_here(self._own, messages, add_generation_prompt)
+        else:
+            rendered = chat.render_by(lambda said: self._rendered(said, add_generation_prompt), messages, special)
+        tokens = chat.encode(
+            rendered,
+            special,
+            lambda part, known: self._tokens(part, False) if known and self.dialect.ids else self.tokenize(part),
         )
         bos = list(self.bos)
         if bos and tokens[: len(bos)] != bos:
             tokens = [*bos, *tokens]
-        return Prompt(text, tuple(tokens), chat.last_user(messages))
+        return Prompt(rendered.text, tuple(tokens), chat.last_user(messages))
 
-    def _rendered(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
-        if self._own is not None:
-            try:
-                return chat.render(
-                    self._own,
-                    messages,
-                    bos_token="",
-                    eos_token="",
-                    add_generation_prompt=add_generation_prompt,
-                    **self._chat_options,
-                )
-            except jinja2.TemplateError as error:
-                raise ModelError(f"the chat template failed: {type(error).__name__}: {error}") from error
-        said = list(messages)
+    def _rendered_here(self, template: str, messages: chat.Messages, add_generation_prompt: bool) -> chat.Rendered:
+        return chat.render(
+            template, messages, "chat_template=", bos_token="", eos_token="",
+            add_generation_prompt=add_generation_prompt, **self._chat_options,
+        )  # fmt: skip
+
+    def _rendered(self, messages: chat.Messages, add_generation_prompt: bool) -> str:
+        """The chat as the server renders it."""
+        said = [dict(message) for message in messages]
         try:
             if self.dialect.tokenizer == "vllm":
                 body = {

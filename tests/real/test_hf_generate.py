@@ -12,10 +12,13 @@ from tests.models import model
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from transformers import TextIteratorStreamer  # noqa: E402
+from transformers.generation import BaseStreamer  # noqa: E402
+
 from arts_hf.generate import ArtsGenerateOutput, arts_generate  # noqa: E402
 from arts_hf.loading import load  # noqa: E402
 from arts_plugin import hookimpl  # noqa: E402
-from arts_plugin.errors import SettingsError  # noqa: E402
+from arts_plugin.errors import ModelError, PromptTooLongError, SettingsError  # noqa: E402
 from arts_plugin.plugins import plugins  # noqa: E402
 from arts_plugin.settings import Settings  # noqa: E402
 from arts_plugin.verifier import LogprobScorer  # noqa: E402
@@ -188,6 +191,12 @@ def test_questions_for_scorers_with_a_prompt_of_their_own(loaded: Any, inputs: A
     [
         ({"num_beams": 2}, "no beams"),
         ({"no_repeat_ngram_size": 2}, "NoRepeatNGramLogitsProcessor"),
+        ({"max_time": 1.0}, "MaxTimeCriteria"),
+        ({"output_scores": True, "return_dict_in_generate": True}, "output_scores is set"),
+        ({"output_logits": True, "return_dict_in_generate": True}, "output_logits is set"),
+        ({"output_attentions": True, "return_dict_in_generate": True}, "output_attentions is set"),
+        ({"output_hidden_states": True, "return_dict_in_generate": True}, "output_hidden_states is set"),
+        ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens is set"),
         ({"arts": {"widht": 3}}, "did you mean 'width'"),
         ({"arts": {"strategy": "arst"}}, "did you mean 'arts'"),
     ],
@@ -198,6 +207,83 @@ def test_what_a_search_cannot_honour(loaded: Any, inputs: Any, options: dict[str
     with pytest.raises((SettingsError, LookupError), match=message):
         loaded.model.generate(**inputs, custom_generate=arts_generate, arts_tokenizer=loaded.tokenizer, **arguments)
     assert loaded.model.config._attn_implementation == before
+
+
+class Streamer(TextIteratorStreamer):
+    """Remembers what it was given."""
+
+    def __init__(self, tokenizer: Any, **options: Any) -> None:
+        super().__init__(tokenizer, timeout=300, **options)
+        self.given: list[list[int]] = []
+        self.ends = 0
+
+    def put(self, value: Any) -> None:
+        self.given.append(value.flatten().tolist())
+        super().put(value)
+
+    def end(self) -> None:
+        self.ends += 1
+        super().end()
+
+
+@pytest.mark.parametrize("way", ["callable", "folder"])
+def test_a_streamer_gets_what_is_returned(loaded: Any, inputs: Any, way: str) -> None:
+    """As under `generate` itself: the prompt, then a token at a time, then its end."""
+    one = {name: tensor[:1, -inputs["attention_mask"][0].sum() :] for name, tensor in inputs.items()}
+    greedy = {"strategy": "greedy", "verifier": "none"}
+    folder = Path(__file__).parents[2] / "examples" / "custom_generate"
+    ways: dict[str, dict[str, Any]] = {
+        "callable": {"custom_generate": arts_generate, "arts_tokenizer": loaded.tokenizer},
+        "folder": {"custom_generate": str(folder), "trust_remote_code": True, "tokenizer": loaded.tokenizer},
+    }
+    own, ours = (Streamer(loaded.tokenizer, skip_prompt=True) for _ in range(2))
+    expected = loaded.model.generate(**one, max_new_tokens=12, do_sample=False, streamer=own)
+    found = loaded.model.generate(**one, max_new_tokens=12, do_sample=False, streamer=ours, arts=greedy, **ways[way])
+    assert found.tolist() == expected.tolist()
+    assert (ours.given, ours.ends) == (own.given, 1)
+    assert "".join(ours) == "".join(own) != ""
+
+
+def test_a_streamer_of_several_sequences(loaded: Any, inputs: Any) -> None:
+    """One that takes batches gets a column of tokens at a time."""
+    columns: list[Any] = []
+
+    class Columns(BaseStreamer):
+        def put(self, value: Any) -> None:
+            columns.append(value if value.dim() == 2 else value[:, None])
+
+        def end(self) -> None:
+            columns.append(None)
+
+    found = loaded.model.generate(
+        **inputs, max_new_tokens=8, do_sample=True, num_return_sequences=2, streamer=Columns(),
+        custom_generate=arts_generate, arts_tokenizer=loaded.tokenizer, arts=ARTS,
+    )  # fmt: skip
+    assert columns.pop() is None
+    assert torch.equal(torch.cat(columns, dim=1), found)
+
+
+def test_a_streamers_reader_is_not_left_waiting(loaded: Any, inputs: Any) -> None:
+    """However a search ends."""
+    for options in ({"arts": {"widht": 3}}, {"output_scores": True}, {"arts": {"n_ctx": 4}}):
+        streamer = Streamer(loaded.tokenizer, skip_prompt=True)
+        one = {name: tensor[:1] for name, tensor in inputs.items()}
+        with pytest.raises((SettingsError, ModelError, PromptTooLongError)):
+            loaded.model.generate(
+                **one, max_new_tokens=4, streamer=streamer, custom_generate=arts_generate,
+                arts_tokenizer=loaded.tokenizer, **{"arts": ARTS, **options},
+            )  # fmt: skip
+        assert (list(streamer), streamer.ends) == ([""], 1)
+
+
+def test_other_inputs_are_refused(loaded: Any, inputs: Any) -> None:
+    """Embeddings in place of tokens, and a model that drafts."""
+    options = {"max_new_tokens": 4, "custom_generate": arts_generate, "arts_tokenizer": loaded.tokenizer, "arts": ARTS}
+    embedded = loaded.model.get_input_embeddings()(inputs["input_ids"])
+    with pytest.raises(SettingsError, match="inputs_embeds is given"):
+        loaded.model.generate(inputs_embeds=embedded, attention_mask=inputs["attention_mask"], **options)
+    with pytest.raises(SettingsError, match="assistant_model is given"):
+        loaded.model.generate(**inputs, assistant_model=loaded.model, **options)
 
 
 def test_the_folder_for_a_hub(loaded: Any, inputs: Any) -> None:

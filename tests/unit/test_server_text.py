@@ -51,3 +51,13 @@ def test_a_template_of_ones_own(serve: Serve, arts: Make, tmp_path: Path) -> Non
     assert server.completions[0]["prompt"].startswith("<user>one")
     with arts(serve(dialect="text"), chat="template") as search, pytest.raises(ModelError, match="chat_template="):
         search.solve("one")
+
+
+def test_a_template_that_needs_what_a_server_does_not_tell(
+    serve: Serve, arts: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    template = tmp_path / "chat.jinja"
+    template.write_text("{% for m in messages %}{{ m.content + eos_token }}{% endfor %}")
+    with arts(serve(dialect="text"), chat_template=str(template)) as search:
+        search.solve("one")
+    assert "uses eos_token, which a server does not tell" in caplog.text

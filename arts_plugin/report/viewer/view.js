@@ -10,7 +10,7 @@
   let current = -1, tree = null, layout = null, selected = 0, ticket = 0;
 
   // What cannot be seen, or would reorder what is seen, is spelled out.
-  const ODD = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\ufff9-\ufffb]|\p{Cs}/gu;
+  const ODD = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u2028\u2029\ufe00-\ufe0f]|\p{Cf}|\p{Cs}/gu;
   function put(parent, text) {
     let from = 0;
     for (const match of String(text).matchAll(ODD)) {
