@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from arts_plugin.api import Arts
-from arts_plugin.errors import ArtsError, ModelError, PromptTooLongError, SettingsError, UnknownNameError
+from arts_plugin.errors import (
+    ArtsError,
+    ModelError,
+    NotWrittenError,
+    PromptTooLongError,
+    SettingsError,
+    UnknownNameError,
+)
 from arts_plugin.search.driver import Event, SearchDriver
 from arts_plugin.search.job import Job
 from arts_plugin.serve.answers import failure
@@ -243,7 +250,10 @@ class Service:
             tree.ended_by = ticket.cut
         whole = ticket.cut is None and tree.ended_by != "cancelled" and not tree.error and not failure(tree)
         if folder is not None and whole and folder.get(key) is None:
-            folder.put(key, tree)
+            try:
+                folder.put(key, tree)
+            except NotWrittenError as error:  # who asked gets the answer all the same
+                _warn("a tree is not kept", error)
 
     def _answer(self, ticket: Ticket, tree: ReasoningTree) -> None:
         if tree.error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from arts_plugin.errors import ArtsError
+from arts_plugin.lines import loads, read_lines
 
 log = logging.getLogger(__name__)
 
@@ -46,16 +46,12 @@ def read_rows(
     rows: dict[str, Row] = {}
     for name in files:
         file = Path(name)
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ArtsError(f"{file} cannot be read as JSON lines: {error}") from error
-        for number, line in enumerate(lines, 1):
+        for number, line in read_lines(file):
             if not line.strip():
                 continue
             try:
                 keys = (question_key, answer_key, id_key)
-                row = _row(json.loads(line), f"{file.stem}-{number}", f"{file}, line {number}", *keys)
+                row = _row(loads(line), f"{file.stem}-{number}", f"{file}, line {number}", *keys)
                 if row.id in rows:
                     raise ValueError(f"id {row.id!r} occurs twice")
             except (ValueError, KeyError, TypeError) as error:

@@ -110,6 +110,7 @@ def make_trees(arts: Arts, problems: Iterable[Problem], grader: str) -> Iterator
 
     Raises:
         ArtsError: no run folder was named.
+        NotWrittenError: the run folder cannot take a tree or its grades; what it has stays, and the same call goes on from it.
     """
     if arts.settings.trace is None:
         raise ArtsError("training data are kept in a run folder; name one with trace=")
@@ -130,7 +131,7 @@ def make_trees(arts: Arts, problems: Iterable[Problem], grader: str) -> Iterator
 
     try:
         start = 0
-        for event in arts.events(jobs()):
+        for event in arts.events(jobs(), must_keep=True):
             stats = arts.backend.stats
             progress.fresh_tokens = stats.decoded_tokens - start
             if event.kind != "finished":
