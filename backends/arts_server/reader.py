@@ -112,6 +112,8 @@ class StepReader:
 
     async def _next(self, state: ServerState, run: Run, progress: Progress) -> Choice:
         wanted = state.question.limit - len(state.tokens) if state.question.ahead else run.max_tokens
+        if run.allowance is not None:
+            wanted = min(wanted, run.allowance)
         body = self._body(state, progress.ids, wanted - len(progress.ids), 1)
 
         async def work(replica: Replica) -> Choice:

@@ -15,7 +15,8 @@ from click.testing import CliRunner
 from scripted import ScriptedBackend, random_script
 from served import Serve, serving
 
-from arts_plugin import cli, lines
+from arts_llama_cpp import plugin as llama_cpp
+from arts_plugin import builtin, cli, lines
 from arts_plugin.api import Arts
 from arts_plugin.backend import Prompt
 from arts_plugin.errors import NotWrittenError
@@ -82,6 +83,15 @@ class HalfWritten:
 
 
 @pytest.fixture
+def plugins() -> Plugins:
+    """The built-in plugins and the default backend, which is never made."""
+    made = Plugins(load=False)
+    made.register(builtin, "builtin")
+    made.register(llama_cpp, "llama_cpp")
+    return made
+
+
+@pytest.fixture
 def serve(plugins: Plugins) -> Iterator[Serve]:
     yield from serving(plugins)
 
@@ -89,10 +99,6 @@ def serve(plugins: Plugins) -> Iterator[Serve]:
 def scripted(plugins: Plugins, folder: Path, **settings: Any) -> Arts:
     backend = ScriptedBackend({**random_script(3), **{q: random_script(3)["q"] for q in QUESTIONS}}, slots=4)
     defaults = {"verifier": "none", "slots": 4, "budget_trajectories": 3, "trace": str(folder)}
-    from arts_llama_cpp import plugin
-
-    if "llama_cpp" not in plugins.registrations("backend"):
-        plugins.register(plugin, "llama_cpp")
     return Arts(registry=plugins, engine=backend, **{**defaults, **settings})
 
 
