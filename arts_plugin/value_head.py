@@ -97,7 +97,10 @@ class ValueHead:
         for name, values in parts.items():
             if odd := np.count_nonzero(~np.isfinite(values)):
                 raise ArtsError(f"{path}: {odd} of the {values.size} numbers of {name} are not finite; train it again")
-        return cls(parts["w1"], parts["b1"], parts["w2"].reshape(-1), float(parts["b2"].reshape(())))
+        try:
+            return cls(parts["w1"], parts["b1"], parts["w2"].reshape(-1), float(parts["b2"].reshape(())))
+        except ArtsError as error:
+            raise ArtsError(f"{path}: {error}") from None
 
     def save(self, path: str | Path) -> None:
         """Write `value_head.safetensors`.

@@ -50,7 +50,7 @@ def run_methods(
     with Arts(settings.with_(trace=None)) as owner:
         for method in methods:
             with Arts(
-                settings.with_({**method.changes, "trace": str(out / method.name)}), engine=owner.backend
+                settings.with_({**method.changes, "trace": str(method.folder(out))}), engine=owner.backend
             ) as arts:
                 yield from _run(method, arts, list(problems(arts)), grader, out)
 
@@ -66,7 +66,7 @@ def _run(method: Method, arts: Arts, problems: list[Problem], grader: str, out: 
         problems = [
             replace(p, settings=(p.settings or arts.settings).with_(budget_tokens=budgets[p.id])) for p in wanted
         ]
-    folder = out / method.name
+    folder = method.folder(out)
     known = set(read_grades(folder)) if (folder / "grades.jsonl").exists() else set()
     with closing(Clock(folder)) as clock:
         for done, (tree, progress) in enumerate(make_trees(arts, problems, grader), 1):
