@@ -126,6 +126,10 @@ def check_name(name: str, value: str) -> None:
         parts = os.fsencode(value).split(os.fsencode(os.sep))
     except UnicodeEncodeError:
         raise SettingsError(f"{name} is {shown}; it has half of a surrogate pair, which no name can have") from None
+    try:
+        Path(value).expanduser()
+    except RuntimeError as error:
+        raise SettingsError(f"{name} is {shown}; there is no user of that name: {error}") from None
     longest, whole = max(map(len, parts)), len(os.fsencode(value))
     if longest > _LONGEST_NAME or whole > _LONGEST_PATH:
         raise SettingsError(

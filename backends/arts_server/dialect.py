@@ -86,7 +86,7 @@ class Choice:
 
 def name_digest(model: str) -> str:
     """A digest of a model's name: a server does not show its weights."""
-    return f"sha256-of-name:{hashlib.sha256(model.encode()).hexdigest()}"
+    return f"sha256-of-name:{hashlib.sha256(model.encode('utf-8', 'surrogatepass')).hexdigest()}"
 
 
 def payload(

@@ -253,6 +253,7 @@ NAMES = [
         ("a\ud800b", "half of a surrogate pair"),
         ("n" * 256, "256 bytes"),
         ("/tmp/" + "\u00e9" * 128, "256 bytes"),
+        ("~nobody-of-that-name/file", "no user of that name"),
         ("d/" * 3000, "file systems take 255 and 4095"),
     ],
 )
