@@ -13,7 +13,7 @@ from typing import Any, Self
 from arts_plugin import checkpoint, prompts
 from arts_plugin.answers.extract import regex_extractor
 from arts_plugin.backend import Backend, Prompt
-from arts_plugin.errors import SettingsError, unknown_name
+from arts_plugin.errors import NotWrittenError, SettingsError, unknown_name
 from arts_plugin.hookspecs import Extractor
 from arts_plugin.options import refuse_misplaced
 from arts_plugin.plugins import Plugins, plugins
@@ -265,9 +265,17 @@ class Arts:
         for remark in [*self._remarks, *([] if card.same_prompt(prompt.text) else [other_format])]:
             self._say(f"verifier {card.name!r}: {remark}; its flows may mean less")
 
-    def events(self, jobs: Iterable[Job]) -> Iterator[Event]:
+    def events(self, jobs: Iterable[Job], *, must_keep: bool = False) -> Iterator[Event]:
         """Run jobs; those that the run folder has finished come from there, and jobs that are equal to a running one
-        share its tree."""
+        share its tree.
+
+        Args:
+            must_keep: whether the run ends where the run folder cannot take a tree (the disk is full, for instance), for what
+                lives by the folder. Otherwise that is said, and the tree is handed out.
+
+        Raises:
+            NotWrittenError: a tree that must be kept cannot be.
+        """
         folder = self.run_folder
         waiting: dict[str, list[Job]] = {}
         kept: list[Event] = []
@@ -293,9 +301,9 @@ class Arts:
                 if event.kind == "finished":
                     key = event.job.key()
                     # A search that the user cut short is not what the next run should find.
-                    if folder is not None and event.tree.ended_by != "cancelled":
-                        folder.put(key, event.tree)
-                    finished.add(key)
+                    wanted = folder is not None and event.tree.ended_by != "cancelled"
+                    if not wanted or self._keep(folder, key, event.tree, must_keep):
+                        finished.add(key)
                     yield from (Event("finished", job, event.tree) for job in waiting.pop(key))
                 else:
                     yield event
@@ -303,6 +311,18 @@ class Arts:
             self._say_what_is_kept(len(finished))
             raise
         yield from _emptied(kept)
+
+    def _keep(self, folder: RunFolder | None, key: str, tree: ReasoningTree, must: bool) -> bool:
+        """Put a tree into the run folder, if there is one; whether it is there now."""
+        try:
+            if folder is not None:
+                folder.put(key, tree)
+        except NotWrittenError as error:
+            if must:
+                raise
+            self._say(f"what is found goes on to whoever asked for it, but is not kept: {error}")
+            return False
+        return True
 
     def _say_what_is_kept(self, finished: int) -> None:
         """A run ends in an error: what of it is not lost."""

@@ -12,17 +12,20 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from arts_plugin.backend import Backend, FloatArray
 from arts_plugin.errors import ArtsError
+from arts_plugin.lines import read_object
+from arts_plugin.records import check_fields
 from arts_plugin.settings import Settings
 from arts_plugin.tree import ReasoningTree
 from arts_plugin.value_head import Aggregate, Link, StateFeature, ValueHead, ValueHeadVerifier, width
 from arts_plugin.verifier import Verifier
+from arts_plugin.writing import write_whole
 
 CARD_FILE, HEAD_FILE = "arts_verifier.json", "value_head.safetensors"
 HF_ADAPTER, GGUF_ADAPTER = "adapter/adapter_model.safetensors", "adapter.gguf"
@@ -79,10 +82,13 @@ class Card:
     validation: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: str | Path) -> None:
-        """Write the card into a verifier's folder."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        """Write the card into a verifier's folder.
+
+        Raises:
+            NotWrittenError: the system does not let us.
+        """
         text = json.dumps({"format": FORMAT_VERSION, **asdict(self)}, indent=1)
-        (Path(folder) / CARD_FILE).write_text(text + "\n", encoding="utf-8")
+        write_whole(Path(folder) / CARD_FILE, text + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> Card:
@@ -93,24 +99,27 @@ class Card:
         """
         file = Path(folder) / CARD_FILE
         try:
-            record = json.loads(file.read_text(encoding="utf-8"))
+            record = read_object(file)
         except OSError as error:
             raise ArtsError(f"no verifier at {folder}: {CARD_FILE} cannot be read ({error})") from error
         except ValueError as error:
-            raise ArtsError(f"{file} is not JSON: {error}") from error
+            raise ArtsError(f"{file} is not JSON of a card: {error}") from error
         try:
             version = record.pop("format")
             if version != FORMAT_VERSION:
-                raise ArtsError(f"{file} has format {version!r}; this release of arts-plugin reads {FORMAT_VERSION}")
+                raise ArtsError(
+                    f"{file} has format {version!r:.80}; this release of arts-plugin reads {FORMAT_VERSION}"
+                )
+            check_fields(cls, record)
+            check_fields(Proposer, record["proposer"])
             head, tail = record["prompt"]
             body = record.get("backbone")
+            if body is not None:
+                check_fields(Backbone, body)
             record["backbone"] = Backbone(**body) if body else None
-            card = cls(**{**record, "proposer": Proposer(**record["proposer"]), "prompt": (str(head), str(tail))})
-            for value, known in ((card.feature, StateFeature), (card.aggregate, Aggregate), (card.link, Link)):
-                if value not in get_args(known):
-                    raise ValueError(f"{value!r} is none of {get_args(known)}")
+            card = cls(**{**record, "proposer": Proposer(**record["proposer"]), "prompt": (head, tail)})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ArtsError(f"{file} is damaged: {error!r}") from error
+            raise ArtsError(f"{file} is damaged: {error!r:.300}") from error
         return card
 
     def remarks(self, backend: Backend, settings: Settings) -> list[str]:
@@ -213,7 +222,10 @@ def load(folder: str | Path, settings: Settings | None = None) -> TrainedVerifie
 def _digest(*weights: Path) -> str:
     made = hashlib.sha256()
     for file in weights:
-        made.update(file.read_bytes())
+        try:
+            made.update(file.read_bytes())
+        except OSError as error:
+            raise ArtsError(f"{file} cannot be read: {error.strerror or error}; fetch or train it again") from error
     return made.hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import sys
@@ -20,13 +21,17 @@ from arts_plugin.training.commands import COMMANDS as TRAINING_COMMANDS
 
 
 class _Command(click.Group):
-    """Errors that we raise on purpose are for the user: their message, no traceback."""
+    """Errors that we raise on purpose, and what the system says of disks and files, are for the user: no traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except ArtsError as error:
             raise click.ClickException(printable(str(error))) from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # who read our output has gone, which click knows what to do about
+                raise
+            raise click.ClickException(printable(f"the system refuses: {error}")) from error
 
 
 @click.group(cls=_Command, context_settings={"help_option_names": ["-h", "--help"]})

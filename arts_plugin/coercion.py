@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import math
+import os
 import re
 import types
 from pathlib import Path
@@ -56,6 +57,7 @@ def check_range(name: str, value: Any, low: float | None, above: float | None, h
         raise SettingsError(f"{name} is {value}; it must be at most {high:g}")
 
 
+_LONGEST_NAME, _LONGEST_PATH = 255, 4095
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 
 
@@ -124,6 +126,40 @@ def biases(text: str | None) -> tuple[tuple[int, float], ...]:
     return tuple(sorted(found.items()))
 
 
+def check_text(name: str, value: str) -> None:
+    """Raises SettingsError for half of a surrogate pair, which is in no text that a model reads or writes."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise SettingsError(
+            f"{name} is {value!r:.80}; character {error.start + 1} is half of a surrogate pair, which no text has"
+        ) from None
+
+
+def check_name(name: str, value: str) -> None:
+    """
+    Raises:
+        SettingsError: `value` can be the name of no file, or of anything else.
+    """
+    shown = f"{value!r:.80}"
+    if "\0" in value:
+        raise SettingsError(f"{name} is {shown}; it has a NUL character, which no name can have")
+    try:
+        parts = os.fsencode(value).split(os.fsencode(os.sep))
+    except UnicodeEncodeError:
+        raise SettingsError(f"{name} is {shown}; it has half of a surrogate pair, which no name can have") from None
+    try:
+        Path(value).expanduser()
+    except RuntimeError as error:
+        raise SettingsError(f"{name} is {shown}; there is no user of that name: {error}") from None
+    longest, whole = max(map(len, parts)), len(os.fsencode(value))
+    if longest > _LONGEST_NAME or whole > _LONGEST_PATH:
+        raise SettingsError(
+            f"{name} is {shown}; its longest part has {longest} bytes and all of it {whole}, and file systems take "
+            f"{_LONGEST_NAME} and {_LONGEST_PATH}"
+        )
+
+
 def names_a_file(name: str, value: str) -> bool:
     """Whether the value of `grammar` or `json_schema` is no text of its own."""
     return ("::=" if name == "grammar" else "{") not in value
@@ -132,7 +168,9 @@ def names_a_file(name: str, value: str) -> bool:
 def inlined(name: str, value: str) -> str:
     """The text of a grammar or schema, which may be given as a file: a run says itself what it followed."""
     if not names_a_file(name, value):
+        check_text(name, value)
         return value
+    check_name(name, value)
     try:
         return Path(value).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -48,6 +48,10 @@ class RunFolderError(ArtsError):
     """A run folder belongs to other settings, or is in use."""
 
 
+class NotWrittenError(ArtsError):
+    """A file cannot be written: the disk is full, the folder is read-only. What was written before is whole."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Close matches and the whole list, as the tail of an error message."""
     names = sorted(known)

@@ -13,14 +13,23 @@ import numpy as np
 import numpy.typing as npt
 
 from arts_plugin.errors import ArtsError
-from arts_plugin.tree import ReasoningTree
+from arts_plugin.tree import ReasoningTree, check_key
+from arts_plugin.writing import write_whole
 
 FOLDER = "features"
 _TENSOR = "features"
 
 
 def file_of(run: str | Path, key: str) -> Path:
-    """Where the features of the tree with this key lie."""
+    """Where the features of the tree with this key lie.
+
+    Raises:
+        ArtsError: it is no key, and might lead anywhere.
+    """
+    try:
+        check_key(key)
+    except ValueError as error:
+        raise ArtsError(f"{run}: {error}") from None
     return Path(run) / FOLDER / f"{key}.safetensors"
 
 
@@ -41,14 +50,15 @@ def save(run: str | Path, key: str, tree: ReasoningTree, model: str = "") -> boo
 
 
 def write(file: Path, rows: npt.NDArray[np.float32], model: str) -> None:
-    """Write `rows` [n_nodes, n_embd] whole or not at all; float32 where float16 would overflow."""
-    from safetensors.numpy import save_file
+    """Write `rows` [n_nodes, n_embd] whole or not at all; float32 where float16 would overflow.
 
-    file.parent.mkdir(parents=True, exist_ok=True)
+    Raises:
+        NotWrittenError: the system does not let us.
+    """
+    from safetensors.numpy import save
+
     fits = not np.any(np.abs(rows) > np.finfo(np.float16).max)
-    partial = file.with_suffix(".tmp")
-    save_file({_TENSOR: rows.astype(np.float16 if fits else np.float32)}, partial, metadata={"model": model})
-    partial.replace(file)
+    write_whole(file, save({_TENSOR: rows.astype(np.float16 if fits else np.float32)}, metadata={"model": model}))
 
 
 def load(run: str | Path, key: str, tree: ReasoningTree, model: str = "") -> npt.NDArray[np.float32]:
@@ -66,7 +76,13 @@ def load(run: str | Path, key: str, tree: ReasoningTree, model: str = "") -> npt
         with safe_open(file, framework="numpy") as opened:
             theirs = (opened.metadata() or {}).get("model", "")
             rows = np.asarray(opened.get_tensor(_TENSOR), dtype=np.float32)
-    except (SafetensorError, OSError) as error:
+    except (
+        SafetensorError,
+        OSError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ) as error:  # the latter for types that numpy lacks
         raise ArtsError(f"{file} cannot be read: {error}; derive it again with `arts features {run}`") from error
     if model and theirs and theirs != model:
         raise ArtsError(f"{file} holds features of another model ({theirs}, the run's is {model})")

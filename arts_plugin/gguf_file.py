@@ -109,7 +109,7 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[int, str]:
             file.seek(_int(file, 4) * 8 + 4 + 8, 1)
         return -(-file.tell() // alignment) * alignment, name
     except (struct.error, KeyError, ZeroDivisionError, OverflowError, MemoryError, OSError) as error:
-        raise ModelError(f"{path} has a damaged GGUF header: {error!r}") from error
+        raise ModelError(f"{path} has a damaged GGUF header: {error!r:.300}") from error
 
 
 def _int(file: BinaryIO, size: int) -> int:

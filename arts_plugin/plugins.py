@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pluggy
 
 from arts_plugin import hookspecs
-from arts_plugin.errors import did_you_mean, unknown_name
+from arts_plugin.errors import ArtsError, did_you_mean, unknown_name
 
 GROUP = "arts"
 KINDS = ("backend", "strategy", "verifier", "grader", "extractor")
@@ -47,6 +48,21 @@ class PluginInfo:
     problem: str | None = None
 
 
+@contextmanager
+def contained(what: str) -> Iterator[None]:
+    """What a plugin raises to end the process (`sys.exit()`, most likely) as an error like others: the host is not its own.
+
+    Raises:
+        ArtsError: anything but an `Exception` came out of the block. Ctrl-C goes through.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise ArtsError(f"{what} wanted to end the process: {type(error).__name__}: {error}") from error
+
+
 class Plugins:
     """Plugins of one process (or, in a test, of one block)."""
 
@@ -79,8 +95,12 @@ class Plugins:
                 log.warning("arts plugin %r (%s) was left out: %s has that name", entry.name, origin[0], taken)
                 continue
             try:
-                self.manager.register(entry.load(), entry.name)
-            except (Exception, SystemExit) as error:  # a script without a main guard may exit when it is imported
+                with contained("its import"):  # a script without a main guard may exit then
+                    plugin = entry.load()
+                if plugin is None:  # of which pluggy takes the name alone, as one that is blocked
+                    raise TypeError(f"{entry.value} is None; an entry point names a module, or an object with hooks")
+                self.manager.register(plugin, entry.name)
+            except Exception as error:
                 half = self.manager.get_plugin(entry.name)
                 if half is not None:
                     self.manager.unregister(half)
@@ -91,6 +111,10 @@ class Plugins:
 
     def _check_hooks(self, plugin: str, origin: tuple[str, str]) -> None:
         """pluggy never calls a hook that was not specified, and says nothing: most likely its name is misspelt."""
+        if not self.manager.get_hookcallers(self.manager.get_plugin(plugin)):
+            problem = "it has no hook: what the entry point names is no plugin"
+            self._problems[plugin] = (origin[1], origin[0], problem)
+            log.warning("arts plugin %r (%s): %s", plugin, origin[0], problem)
         known = [name for name, hook in vars(self.manager.hook).items() if getattr(hook, "spec", None)]
         for name, hook in vars(self.manager.hook).items():
             for impl in hook.get_hookimpls() if name not in known else ():
@@ -129,7 +153,8 @@ class Plugins:
                 found[name] = Registration(name, factory, plugin)
 
             try:
-                impl.function(register)
+                with contained(_HOOKS[kind]):
+                    impl.function(register)
             except Exception as error:
                 self._report(plugin, self._origins.get(plugin, ("", "")), error)
         return found
@@ -139,11 +164,13 @@ class Plugins:
 
         Raises:
             UnknownNameError: nobody registered it; the message has close matches and the list.
+            ArtsError: the plugin wanted to end the process instead.
         """
         known = self.registrations(kind)
         if name not in known:
             raise unknown_name(kind, name, known)
-        return known[name].factory(*args, **kwargs)
+        with contained(f"{kind} {name!r} of arts plugin {known[name].plugin!r}"):
+            return known[name].factory(*args, **kwargs)
 
     def notify(self, event: str, **arguments: Any) -> None:
         """Call an observer hook. An observer that raises is named once and left out; the search goes on."""
@@ -151,7 +178,8 @@ class Plugins:
             if impl.plugin_name in self._silenced:
                 continue
             try:
-                impl.function(*(arguments[name] for name in impl.argnames))
+                with contained(event):
+                    impl.function(*(arguments[name] for name in impl.argnames))
             except Exception as error:
                 self._silenced.add(impl.plugin_name)
                 log.warning("arts plugin %r failed in %s and is no longer called: %r", impl.plugin_name, event, error)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_type_hints
 
 from arts_plugin.backend import Grammar
-from arts_plugin.coercion import biases, check_range, convert, inlined, unescape
+from arts_plugin.coercion import biases, check_name, check_range, check_text, convert, inlined, unescape
 from arts_plugin.errors import SettingsError, did_you_mean
 from arts_plugin.foreign import ours
 from arts_plugin.steps import Delimiter
@@ -322,6 +322,8 @@ class Settings:
         return {n: value for n, value in shaping.items() if n not in _LATER or value != _FIELDS[n].default}
 
 
+_TEXTS = frozenset({"delimiter", "think_end_token", "extract", "logit_bias", "base_url", "features_url", "reward_url"})
+"""Settings that are text; other strings are names of files, models and the like."""
 _FIELDS = {f.name: f for f in fields(Settings)}
 _HINTS = get_type_hints(Settings)
 BACKENDS_OF: dict[str, frozenset[str]] = {
@@ -376,6 +378,10 @@ def coerce(name: str, value: Any) -> Any:
     if result is None:
         return None
     check_range(name, result, one.metadata["low"], one.metadata["above"], one.metadata["high"])
+    if name in {"grammar", "json_schema"}:
+        return inlined(name, result)
     if name == "delimiter":
-        return unescape(result)
-    return inlined(name, result) if name in {"grammar", "json_schema"} else result
+        result = unescape(result)
+    if isinstance(result, str):
+        (check_text if name in _TEXTS else check_name)(name, result)
+    return result

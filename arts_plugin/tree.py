@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from arts_plugin.errors import ArtsError
+from arts_plugin.lines import check_depth, parse
+from arts_plugin.records import check_fields
 
 FORMAT_VERSION = 1
+_MOST_COUNT = 1_000_000
+"""Of merged proposals, far above what any search draws; lists are made of so many."""
 
 StopReason = Literal["delimiter", "eos", "stop", "length", "error"]
 """Why a step ended: its delimiter, an end-of-generation token, a stop string, a length limit, or invalid logits."""
@@ -245,7 +250,8 @@ class ReasoningTree:
         record = {"version": FORMAT_VERSION, **_plain(asdict(self))}
         # Children follow from parents; ASCII keeps lone surrogates and line separators intact on any file system.
         for node in record["nodes"]:
-            del node["children"], node["feature"], node["end_token"]
+            for name in _NOT_WRITTEN:
+                del node[name]
         return json.dumps(record, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
     @classmethod
@@ -256,29 +262,34 @@ class ReasoningTree:
             ArtsError: the line is not a tree, is of a later format, or its nodes contradict each other.
         """
         try:
-            record = json.loads(line)
+            record = parse(line)
             version = record.pop("version")
-        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-            raise ArtsError(f"not a reasoning tree: {error!r} in {str(line)[:80]!r}") from error
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ArtsError(f"not a reasoning tree: {error!r} in {str(line[:80])!r}") from error
         if version != FORMAT_VERSION:
             raise ArtsError(
-                f"tree format {version!r} is not {FORMAT_VERSION}; read it with the arts-plugin that wrote it"
+                f"tree format {version!r:.80} is not {FORMAT_VERSION}; read it with the arts-plugin that wrote it"
             )
         try:
-            tree = cls(**{**record, "nodes": [], "cost": Cost(**record["cost"])})
+            check_fields(cls, record)
+            _check_meta(record.get("meta", {}))
+            tree = cls(**{**record, "nodes": [], "cost": _cost(record["cost"])})
             for values in record["nodes"]:
-                tree._append_loaded(Node(**{**values, **_floats(values)}))
+                tree._append_loaded(values)
             if not tree.nodes or (tree.chosen is not None and not 0 <= tree.chosen < len(tree.nodes)):
                 raise ValueError(f"{len(tree.nodes)} nodes, of which {tree.chosen} is chosen")
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise ArtsError(f"damaged reasoning tree: {error!r}") from error
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+            raise ArtsError(f"damaged reasoning tree: {error!r:.300}") from error
         return tree
 
-    def _append_loaded(self, node: Node) -> None:
+    def _append_loaded(self, values: dict[str, Any]) -> None:
+        values = {**values, **_floats(values)}
+        check_fields(Node, values, _NOT_WRITTEN)
+        node = Node(**values)
         if node.id != len(self.nodes) or (node.id == 0) != (node.parent is None):
             raise ValueError(f"node {node.id} stands at place {len(self.nodes)} with parent {node.parent}")
-        if node.stop is not None and node.stop not in get_args(StopReason):
-            raise ValueError(f"node {node.id} has unknown stop reason {node.stop!r}")
+        if not 1 <= node.count <= _MOST_COUNT or node.cut_chars < 0 or node.cut_tokens < 0:
+            raise ValueError(f"node {node.id} counts {node.count}, and cuts {node.cut_chars} and {node.cut_tokens}")
         if node.parent is not None:
             if not 0 <= node.parent < node.id:
                 raise ValueError(f"node {node.id} has parent {node.parent}")
@@ -286,6 +297,28 @@ class ReasoningTree:
         self.nodes.append(node)
 
 
+def check_key(key: Any) -> None:
+    """Raises ValueError for what is no key of a job, of which names of files are made; None, where there is none, passes."""
+    if key is not None and not (isinstance(key, str) and re.fullmatch("[0-9a-f]{16}", key)):
+        raise ValueError(f"key {key!r:.80} is not 16 hexadecimal digits")
+
+
+def _check_meta(meta: dict[str, Any]) -> None:
+    """What this package reads in the notes has its own types; the rest is anybody's."""
+    check_depth(meta)
+    check_key(meta.get("key"))
+    if not isinstance(meta.get("think_end"), str | None) or not isinstance(meta.get("errors", []), list):
+        raise ValueError("meta has a think_end that is no text, or errors that are no list")
+
+
+def _cost(values: dict[str, Any]) -> Cost:
+    check_fields(Cost, values)
+    if not all(0 <= value < math.inf for value in values.values()):
+        raise ValueError(f"cost is {values!r:.200}")
+    return Cost(**values)
+
+
+_NOT_WRITTEN = frozenset({"children", "feature", "end_token"})
 _NODE_FLOATS = tuple(f.name for f in fields(Node) if f.name in {"logprob", "log_flow"})
 
 

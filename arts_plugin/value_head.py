@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from arts_plugin.backend import FloatArray
 from arts_plugin.errors import ArtsError
 from arts_plugin.verifier import StatelessVerifier, StateView
+from arts_plugin.writing import write_whole
 
 StateFeature = Literal["last", "mean", "shift", "mean_last"]
 """What the head reads of a state s_t, of the hidden states h_0 (the prompt's last token) .. h_t (step t's last token):
@@ -83,26 +84,36 @@ class ValueHead:
         """Read `value_head.safetensors`.
 
         Raises:
-            ArtsError: a tensor is missing or of the wrong shape.
+            ArtsError: it cannot be read, or a tensor is missing, of the wrong shape, or not finite.
         """
-        from safetensors.numpy import load_file
-
-        tensors = load_file(path)
+        tensors = read_tensors(path)
         missing = {"w1", "b1", "w2", "b2"} - tensors.keys()
         if missing:
             raise ArtsError(f"{path}: no tensor {', '.join(sorted(missing))}; found {', '.join(sorted(tensors))}")
-        parts = {name: np.asarray(tensors[name], dtype=np.float32) for name in ("w1", "b1", "w2", "b2")}
+        with np.errstate(over="ignore"):  # what is too large for a float32 is named below
+            parts = {name: np.asarray(tensors[name], dtype=np.float32) for name in ("w1", "b1", "w2", "b2")}
         if parts["b2"].size != 1:
             raise ArtsError(f"{path}: b2 has shape {parts['b2'].shape}; the value head has one output")
-        return cls(parts["w1"], parts["b1"], parts["w2"].reshape(-1), float(parts["b2"].reshape(())))
+        for name, values in parts.items():
+            if odd := np.count_nonzero(~np.isfinite(values)):
+                raise ArtsError(f"{path}: {odd} of the {values.size} numbers of {name} are not finite; train it again")
+        try:
+            return cls(parts["w1"], parts["b1"], parts["w2"].reshape(-1), float(parts["b2"].reshape(())))
+        except ArtsError as error:
+            raise ArtsError(f"{path}: {error}") from None
 
     def save(self, path: str | Path) -> None:
-        """Write `value_head.safetensors`."""
-        from safetensors.numpy import save_file
+        """Write `value_head.safetensors`.
+
+        Raises:
+            NotWrittenError: the system does not let us.
+        """
+        from safetensors.numpy import save
 
         tensors = {"w1": self.w1, "b1": self.b1, "w2": self.w2, "b2": np.array(self.b2)}
         # safetensors writes an array's memory as it lies, which for a transposed view is another matrix.
-        save_file({name: np.array(tensor, dtype=np.float32, order="C") for name, tensor in tensors.items()}, path)
+        made = {name: np.array(tensor, dtype=np.float32, order="C") for name, tensor in tensors.items()}
+        write_whole(Path(path), save(made))
 
     def __call__(self, features: FloatArray) -> npt.NDArray[np.float64]:
         """log F of each row of `features` [n, n_embd] -> [n]: one matrix product for all of them.
@@ -116,6 +127,24 @@ class ValueHead:
             )
         hidden = _gelu(features @ self.w1.T + self.b1)
         return (hidden @ self.w2 + self.b2).astype(np.float64)
+
+
+def read_tensors(path: str | Path) -> dict[str, npt.NDArray[Any]]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        ArtsError: it is missing or damaged, or holds numbers of a type that numpy lacks (bfloat16, for instance).
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        found: dict[str, npt.NDArray[Any]] = load_file(path)
+        return found
+    except (SafetensorError, OSError) as error:
+        raise ArtsError(f"{path} cannot be read: {error}; fetch or train it again") from error
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ArtsError(f"{path} has tensors of a type that numpy lacks ({error}); save them as float32") from error
 
 
 def _gelu(x: FloatArray) -> FloatArray:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from arts_plugin.randomness import digest
 from arts_plugin.training.grades import Graded, GradesFile
 from arts_plugin.tree import Cost, ReasoningTree
 
@@ -25,7 +26,7 @@ def chain_tree(
     """A tree of independent chains, one an answer; flows at the leaves."""
     tree = ReasoningTree(
         prompt=f"prompt of {name}", problem=name, strategy=strategy, select="flow", scorer="rfm",
-        ended_by="budget_trajectories", meta={"key": f"key-{name}", "id": name, "question": f"question {name}"},
+        ended_by="budget_trajectories", meta={"key": f"{digest(name):016x}", "id": name, "question": f"question {name}"},
         cost=Cost(prompt_tokens=5, decoded_tokens=3 * steps * len(answers), seconds=2.0), **more,
     )  # fmt: skip
     leaves = []

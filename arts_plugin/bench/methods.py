@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from arts_plugin.errors import SettingsError, unknown_name
 from arts_plugin.plugins import Plugins
+from arts_plugin.randomness import digest
 from arts_plugin.settings import AUTO_SLOTS, OF_THE_RUN, Settings
 
 GREEDY, SAMPLES = "greedy", "samples"
 _MANY = 64
+_LONGEST = 100
 _BUDGETS = frozenset({"budget_tokens", "budget_seconds", "budget_nodes"})
 _AS_WIDE = frozenset({"beam", "dvts", "self_consistency", "smc"})
 """Strategies that are as wide as their `budget_trajectories`: with that of the others they would spend all on one round."""
@@ -22,7 +26,7 @@ class Method:
     """One of them.
 
     Attributes:
-        name: its folder's name, and what it is called in tables.
+        name: what it is called in tables.
         changes: settings in which it differs from the others.
         matched: whether it may spend on a question what the pool spent on the same.
     """
@@ -30,6 +34,11 @@ class Method:
     name: str
     changes: dict[str, Any]
     matched: bool = False
+
+    def folder(self, out: Path) -> Path:
+        """Where its run lies: in `out` under its name, or where that can be no file's, under what is left of it and a digest."""
+        safe = re.sub(r"[^\w ,.=+:*()\[\]{}^$\\-]", "_", self.name)[:_LONGEST].lstrip(".")
+        return out / (self.name if safe == self.name else f"{safe}-{digest(self.name):016x}")
 
 
 def methods(searches: Sequence[str], traces: int, settings: Settings, registry: Plugins) -> list[Method]:

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from arts_plugin.bench.result import MAJORITY, RANDOM, verdicts
+from arts_plugin.evaluation.table import markdown_table
 from arts_plugin.report.figures import label
-from arts_plugin.report.page import markdown, percent
+from arts_plugin.report.page import percent
 from arts_plugin.terminal import printable
+from arts_plugin.writing import save_figure, write_whole
 
 Plain = dict[str, Any]
 
@@ -17,11 +19,11 @@ Plain = dict[str, Any]
 def write(result: Plain, folder: Path) -> Path:
     """Write the numbers, those of each question, the text and, with matplotlib, the picture; the text's path."""
     figures = {key: value for key, value in result.items() if key != "values"}
-    (folder / "bench.json").write_text(json.dumps(figures, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_whole(folder / "bench.json", json.dumps(figures, indent=1, allow_nan=False) + "\n")
     lines = [json.dumps(value, allow_nan=False) + "\n" for value in result["values"]]
-    (folder / "questions.jsonl").write_text("".join(lines), encoding="utf-8")
+    write_whole(folder / "questions.jsonl", "".join(lines))
     page = folder / "bench.md"
-    page.write_text(text(result) + "\n", encoding="utf-8")
+    write_whole(page, text(result) + "\n")
     try:
         from matplotlib.figure import Figure
     except ImportError:  # the figures come with the extra `report`
@@ -29,7 +31,7 @@ def write(result: Plain, folder: Path) -> Path:
     figure = Figure(figsize=(8, 0.9 + 0.3 * len(result["rows"])), layout="constrained")
     _draw(figure, result)
     for ending, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-        figure.savefig(folder / f"bench.{ending}", dpi=130, metadata=metadata)
+        save_figure(figure, folder / f"bench.{ending}", dpi=130, metadata=metadata)
     return page
 
 
@@ -58,7 +60,7 @@ def text(result: Plain) -> str:
     parts = [
         f"{result['questions']} questions, {result['model']}, {result['traces']} samples; percent right with 95 % bootstrap "
         "intervals over questions, differences paired; tokens (the model's and a verifier's own), finished traces and seconds a question",
-        markdown(header, rows),
+        markdown_table(header, rows),
         "\n".join(f"- {line}" for line in verdicts(result)),
         _where(result),
     ]
@@ -82,7 +84,7 @@ def _where(result: Plain) -> str:
         ]
         for item in result["where"]
     ]
-    return markdown(["where", "questions", *shown], rows)
+    return markdown_table(["where", "questions", *shown], rows)
 
 
 def _signed(values: list[float]) -> str:

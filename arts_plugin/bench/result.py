@@ -30,7 +30,7 @@ def compare_methods(methods: Sequence[Method], out: Path) -> Plain:
     Raises:
         ArtsError: a run cannot be used, or they have no question in common.
     """
-    runs = {method.name: read_run(out / method.name) for method in methods}
+    runs = {method.name: read_run(method.folder(out)) for method in methods}
     questions, notes = common(list(runs.values()))
     shared = dict(zip(runs, questions, strict=True))
     boot = Bootstrap(len(next(iter(shared.values()))))
@@ -54,7 +54,7 @@ def compare_methods(methods: Sequence[Method], out: Path) -> Plain:
         "scorer": runs[SAMPLES].scorer,
         "traces": max(question.n for question in pool),
         "rows": rows,
-        "cost": [_cost(out / name, run, shared[name]) for name, run in runs.items()],
+        "cost": [_cost(name, run, shared[name]) for name, run in runs.items()],
         "differences": [
             {"left": left, "right": right, "difference": _plain(boot.mean(values[left] - values[right]))}
             for left in own
@@ -106,14 +106,14 @@ def _chosen(questions: Sequence[Question]) -> Array:
     return np.array([q.chosen_right for q in questions])
 
 
-def _cost(folder: Path, run: Run, questions: Sequence[Question]) -> Plain:
+def _cost(name: str, run: Run, questions: Sequence[Question]) -> Plain:
     return {
-        "method": folder.name,
+        "method": name,
         "tokens": float(np.mean([q.decoded for q in questions])),
         "verifier_tokens": float(np.mean([q.judged for q in questions])),
         "traces": float(np.mean([q.drawn for q in questions])),
         # Of the whole run, since its questions share the machine.
-        "seconds": None if clock.seconds(folder) is None else run.seconds,
+        "seconds": None if clock.seconds(run.path) is None else run.seconds,
     }
 
 

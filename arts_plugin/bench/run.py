@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def run_methods(
     with Arts(settings.with_(trace=None)) as owner:
         for method in methods:
             with Arts(
-                settings.with_({**method.changes, "trace": str(out / method.name)}), engine=owner.backend
+                settings.with_({**method.changes, "trace": str(method.folder(out))}), engine=owner.backend
             ) as arts:
                 yield from _run(method, arts, list(problems(arts)), grader, out)
 
@@ -65,11 +66,10 @@ def _run(method: Method, arts: Arts, problems: list[Problem], grader: str, out: 
         problems = [
             replace(p, settings=(p.settings or arts.settings).with_(budget_tokens=budgets[p.id])) for p in wanted
         ]
-    folder = out / method.name
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = method.folder(out)
     known = set(read_grades(folder)) if (folder / "grades.jsonl").exists() else set()
-    clock = Clock(folder)
-    for done, (tree, progress) in enumerate(make_trees(arts, problems, grader), 1):
-        if tree.meta.get("key") not in known:
-            clock.tick(str(tree.meta.get("id")))
-        yield Step(method, done, len(problems), progress)
+    with closing(Clock(folder)) as clock:
+        for done, (tree, progress) in enumerate(make_trees(arts, problems, grader), 1):
+            if tree.meta.get("key") not in known:
+                clock.tick(str(tree.meta.get("id")))
+            yield Step(method, done, len(problems), progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from arts_plugin.evaluation.pool import Array, Bootstrap, Comparison
 from arts_plugin.evaluation.statistics import Estimate
+from arts_plugin.terminal import printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,17 @@ def percent(estimate: Estimate | None) -> str:
     return "-" if estimate is None or estimate.mean != estimate.mean else str(estimate)
 
 
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown. What would end a cell or a line inside of one does not."""
+    cells = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(_cell, row)) + " |" for row in cells)
+
+
+def _cell(text: str) -> str:
+    # A backslash that stands before the bar already would take away the one that is put there.
+    return re.sub(r"(\\*)\|", r"\1\1\\|", " ".join(printable(text).splitlines()))
+
+
 def as_text(comparison: Comparison, table: Sequence[Row], markdown: bool = False) -> str:
     """The table: accuracies in percent for each k, then what all n traces give."""
     n = comparison.n
@@ -101,8 +114,7 @@ def as_text(comparison: Comparison, table: Sequence[Row], markdown: bool = False
         for row in table
     ]
     if markdown:
-        lines = ["| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *body]]
-        return "\n".join(lines)
+        return markdown_table(header, body)
     widths = [max(len(cells[i]) for cells in [header, *body]) for i in range(len(header))]
     return "\n".join(
         "  ".join(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from arts_plugin.errors import NotWrittenError
 from arts_plugin.training.grades import Graded, GradesFile
 
 log = logging.getLogger("lm_eval.arts")
@@ -15,14 +16,23 @@ class Labels:
     def __init__(self) -> None:
         self._files: dict[str, GradesFile] = {}
         self._of: dict[tuple[str, str], str] = {}
-        self._said = False
+        self._said = self._failed = False
 
     def put(self, run: str, graded: Graded) -> None:
         """Note the labels of a tree in the run folder `run`, unless they are there.
 
         What was said of the same question before is replaced. Two questions may have one tree, if they have one prompt:
-        the first one's labels stay, and that is said once.
+        the first one's labels stay, and that is said once. A label that cannot be written costs nobody the figures of the
+        evaluation: that is said once, too.
         """
+        try:
+            self._put(run, graded)
+        except NotWrittenError as error:
+            if not self._failed:
+                log.warning("labels of trees are not kept: %s", error)
+            self._failed = True
+
+    def _put(self, run: str, graded: Graded) -> None:
         if run not in self._files:
             self._files[run] = GradesFile(run)
         file = self._files[run]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from arts_plugin.errors import ArtsError, did_you_mean
+from arts_plugin.lines import loads, read_lines
 
 log = logging.getLogger("lm_eval.arts")
 
@@ -82,12 +83,11 @@ def local_splits(
 def _rows(file: Path, read: Callable[[Row], Row] | None) -> list[Row]:
     rows: list[Row] = []
     seen: dict[str, int] = {}
-    # Not splitlines: strings may hold other characters that it takes for the end of a line.
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
+    for number, line in read_lines(file):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = loads(line)
             made = read(row) if read else row
             asked = _asked({**made, "question": row["question"]})
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -17,14 +17,15 @@ from arts_plugin.terminal import echo
 @click.option("--task", metavar="NAME", help="Of runs of several tasks, the one to report on.")
 def report(run: str, others: tuple[str, ...], against: str | None, out: str | None, task: str | None) -> None:
     """What RUN was worth: a page, pictures, tables. OTHERS are put beside it at what they cost."""
-    from arts_plugin.report.page import as_rows, markdown, write_report
+    from arts_plugin.evaluation.table import markdown_table
+    from arts_plugin.report.page import as_rows, write_report
 
     page, made = write_report(run, others, against, out, task)
     each = "each" if made["independent"] else "at most"
     echo(
         f"{made['questions']} questions, {made['traces']} trajectories {each}; percent right, 95 % bootstrap intervals"
     )
-    echo(markdown(*as_rows(made)))
+    echo(markdown_table(*as_rows(made)))
     echo(f"written to {page}")
 
 

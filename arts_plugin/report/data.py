@@ -18,9 +18,8 @@ from arts_plugin import clock
 from arts_plugin.errors import ArtsError
 from arts_plugin.evaluation.pool import Array, PoolProblem
 from arts_plugin.evaluation.search_metrics import Scored, rules
-from arts_plugin.run import TREES_FILE
+from arts_plugin.run import TREES_FILE, RunInfo, read_all
 from arts_plugin.search.select import select
-from arts_plugin.training.dataset import RunInfo
 from arts_plugin.training.grades import Graded, read_grades, voting
 from arts_plugin.training.pools import INDEPENDENT, main_leaves
 from arts_plugin.tree import ReasoningTree
@@ -193,20 +192,12 @@ def usable_trees(path: str | Path, left_out: list[str]) -> Iterator[tuple[str, R
     Raises:
         ArtsError: no run is there.
     """
-    file = Path(path) / TREES_FILE
-    if not file.exists():
-        raise ArtsError(f"no run at {path}: there is no {TREES_FILE} in it")
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            place = f"{file.name}, line {number}"
-            try:
-                if not line.endswith(b"\n"):
-                    raise ArtsError("the line is not complete (was the run killed?)")
-                tree = ReasoningTree.from_json(line)
-            except ArtsError as error:
-                left_out.append(f"{place}: {error}")
-                continue
-            yield place, tree
+    for number, found in read_all(path):
+        place = f"{TREES_FILE}, line {number}"
+        if isinstance(found, ReasoningTree):
+            yield place, found
+        else:
+            left_out.append(f"{place}: {found}")
 
 
 def _fitting(tree: ReasoningTree, graded: Graded, info: RunInfo) -> Question:
@@ -222,7 +213,7 @@ def _fitting(tree: ReasoningTree, graded: Graded, info: RunInfo) -> Question:
     # Trees made under lm-eval have no id of their own: that of their grades is task/document.
     named, slash, _ = graded.id.partition("/")
     task = graded.task or (named if slash and "id" not in tree.meta else "")
-    return _question(name, task, tree, graded, int(info.settings.get("seed") or 0))
+    return _question(name, task, tree, graded, info.seed)
 
 
 def _question(name: str, task: str, tree: ReasoningTree, graded: Graded, seed: int) -> Question:

@@ -8,6 +8,7 @@ from typing import Any
 
 from arts_plugin.errors import ArtsError
 from arts_plugin.terminal import printable
+from arts_plugin.writing import save_figure
 
 Plain = dict[str, Any]
 _COLOURS = (
@@ -30,7 +31,7 @@ def draw(report: Plain, folder: Path) -> list[tuple[str, str]]:
     """Write the pictures; (file name without ending, what it shows) of each.
 
     Raises:
-        ArtsError: matplotlib is not installed.
+        ArtsError: matplotlib is not installed, or the pictures cannot be written.
     """
     try:
         import matplotlib as mpl
@@ -46,7 +47,7 @@ def draw(report: Plain, folder: Path) -> list[tuple[str, str]]:
             figure = Figure(figsize=size, layout="constrained")
             paint(figure)
             for ending, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-                figure.savefig(folder / f"{name}.{ending}", dpi=130, metadata=metadata)
+                save_figure(figure, folder / f"{name}.{ending}", dpi=130, metadata=metadata)
             made.append((name, caption))
     return made
 

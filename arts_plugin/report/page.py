@@ -16,10 +16,12 @@ from typing import Any
 
 from arts_plugin import __version__
 from arts_plugin.evaluation.pool import EXACT, SUBSETS
+from arts_plugin.evaluation.table import markdown_table
 from arts_plugin.report.analysis import analyse
 from arts_plugin.report.figures import draw, their_traces
 from arts_plugin.report.samples import read_any
-from arts_plugin.terminal import printable, printed
+from arts_plugin.terminal import printed
+from arts_plugin.writing import write_whole
 
 Plain = dict[str, Any]
 
@@ -46,18 +48,17 @@ def write_report(
     per_question = report.pop("per_question")
     report["made_with"] = f"arts-plugin {__version__}"
     folder = Path(out) if out is not None else Path(run) / "report"
-    folder.mkdir(parents=True, exist_ok=True)
     # The numbers keep what they are of; on a page it is text that somebody else wrote.
     shown = printed(report)
     pictures = draw(shown, folder)
-    (folder / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    with (folder / "questions.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(record, allow_nan=False) + "\n" for record in per_question)
+    write_whole(folder / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
+    lines = [json.dumps(record, allow_nan=False) + "\n" for record in per_question]
+    write_whole(folder / "questions.jsonl", "".join(lines))
     header, rows = as_rows(shown)
-    (folder / "table.md").write_text(markdown(header, rows) + "\n", encoding="utf-8")
-    (folder / "table.csv").write_text(as_csv(shown), encoding="utf-8")
+    write_whole(folder / "table.md", markdown_table(header, rows) + "\n")
+    write_whole(folder / "table.csv", as_csv(shown))
     page = folder / "report.html"
-    page.write_text(_render(shown, folder, pictures, header, rows), encoding="utf-8")
+    write_whole(page, _render(shown, folder, pictures, header, rows))
     return page, report
 
 
@@ -88,16 +89,6 @@ def as_rows(report: Plain) -> tuple[list[str], list[list[str]]]:
             ]
         )
     return header, rows
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table for a README."""
-    cells = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(_cell(cell) for cell in row) + " |" for row in cells)
-
-
-def _cell(text: str) -> str:
-    return " ".join(printable(text).replace("|", "\\|").split())
 
 
 def as_csv(report: Plain) -> str:

@@ -7,7 +7,6 @@ is that of a search by this package, and no trees.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -17,12 +16,14 @@ from typing import Any
 import numpy as np
 
 from arts_plugin.errors import ArtsError
+from arts_plugin.lines import loads, read_lines, read_object
 from arts_plugin.report.data import Question, Run, odd_score, read_run
-from arts_plugin.run import RUN_FILE
-from arts_plugin.training.dataset import RunInfo
+from arts_plugin.run import RUN_FILE, RunInfo
 
 log = logging.getLogger(__name__)
 Plain = dict[str, Any]
+_MOST_TRACES = 100_000
+"""Of a question, far above what anybody draws."""
 _COST = ("proposer_tokens", "verifier_tokens", "seconds")
 _SAMPLES = re.compile(r"samples_(.+)_(\d{4}-\d\d-\d\dT[\d.-]+)\.jsonl")
 
@@ -76,8 +77,8 @@ def read_log(folder: Path, task: str | None = None) -> Run:
                 if (other := asked.setdefault(question.asked, question.id)) != question.id:
                     raise ArtsError(f"question {question.id} asks what {other} asks, word for word")
                 questions[question.id] = question
-            except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-                left_out.append(f"{place}: not an answer of an arts_* task: {error!r}")
+            except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+                left_out.append(f"{place}: not an answer of an arts_* task: {error!r:.300}")
             except ArtsError as error:
                 left_out.append(f"{place}: {error}")
     for reason in left_out:
@@ -104,47 +105,54 @@ def _records(file: Path, chosen: str | None, left_out: list[str]) -> Iterator[tu
     """(place, record) of the lines of one filter: the task's own, or else the first. What a search cost stands in the first
     filter's lines, which come first."""
     costs: dict[Any, Plain] = {}
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            place = f"{file.name}, line {number}"
-            try:
-                record = json.loads(line)
-                name, number_of_doc = str(record["filter"]), record["doc_id"]
-            except (ValueError, KeyError, TypeError) as error:
-                left_out.append(f"{place}: not a line of a log: {error!r}")
-                continue
-            chosen = chosen or name
+    for number, line in read_lines(file):
+        place = f"{file.name}, line {number}"
+        try:
+            record = loads(line)
+            name, number_of_doc = str(record["filter"]), record["doc_id"]
             cost = {key: record[key] for key in _COST if key in record}
             costs.setdefault(number_of_doc, cost)
-            if name == chosen:
-                yield place, {**costs[number_of_doc], **record}
+        except (ValueError, KeyError, TypeError) as error:
+            left_out.append(f"{place}: not a line of a log: {error!r:.300}")
+            continue
+        chosen = chosen or name
+        if name == chosen:
+            yield place, {**costs[number_of_doc], **record}
 
 
 def _results(folder: Path, file: Path) -> Plain:
     """What was written beside a log; nothing where it is gone or damaged."""
     match = _SAMPLES.fullmatch(file.name)
     try:
-        found = json.loads((folder / f"results_{match[2] if match else ''}.json").read_text(encoding="utf-8"))
+        return read_object(folder / f"results_{match[2] if match else ''}.json")
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _filter_of(folder: Path, file: Path, task: str) -> str | None:
     """The filter that says what is right in a task, where the results say which it is."""
-    config = _results(folder, file).get("configs", {}).get(task, {})
-    return config.get("filter") if isinstance(config, dict) else None
+    config = _part(_part(_results(folder, file), "configs"), task)
+    found = config.get("filter")
+    return found if isinstance(found, str) else None
+
+
+def _part(record: Plain, name: str) -> Plain:
+    """An object inside of another; empty where there is none."""
+    found = record.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _model(folder: Path, file: Path) -> Plain:
     results = _results(folder, file)
-    return {"name": results.get("model_name") or results.get("config", {}).get("model") or folder.name}
+    return {"name": results.get("model_name") or _part(results, "config").get("model") or folder.name}
 
 
 def _question(task: str, record: Plain) -> Question:
     if any(str(name).startswith("anytime@") for name in record):
         raise ArtsError("its trajectories are a tree's; report on the run folder that trace= names")
-    entries = [json.loads(text) for text in record["filtered_resps"][0]]
+    entries = [loads(text) for text in record["filtered_resps"][0]]
+    if (drawn := sum(int(entry["count"]) for entry in entries)) > _MOST_TRACES:
+        raise ValueError(f"it has {drawn} traces")
     entries = [entry for entry in entries for _ in range(int(entry["count"]))]
     doc = record["doc"]
     name = f"{task}/{doc.get('id') or record['doc_id']}"

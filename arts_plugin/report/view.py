@@ -21,10 +21,11 @@ from arts_plugin import __version__
 from arts_plugin.errors import ArtsError
 from arts_plugin.evaluation.pool import is_rare
 from arts_plugin.report.data import usable_trees
+from arts_plugin.run import RunInfo
 from arts_plugin.search.select import RULES, select
-from arts_plugin.training.dataset import RunInfo
 from arts_plugin.training.grades import GRADES_FILE, Graded, read_grades, voting
 from arts_plugin.tree import Node, ReasoningTree
+from arts_plugin.writing import write_whole
 
 log = logging.getLogger(__name__)
 Plain = dict[str, Any]
@@ -52,7 +53,7 @@ def write_view(run: str | Path, out: str | Path | None = None, limit: int | None
             left_out.append(f"{place}: question {name} was there before")
             continue
         seen.add(name)
-        shown = tree_record(tree, graded, int(info.settings.get("seed") or 0))
+        shown = tree_record(tree, graded, info.seed)
         index.append(_entry(name, tree, graded, shown))
         packed = gzip.compress(_json(shown).encode("utf-8", "surrogatepass"), 6, mtime=0)
         blocks.append(base64.b64encode(packed).decode("ascii"))
@@ -67,8 +68,7 @@ def write_view(run: str | Path, out: str | Path | None = None, limit: int | None
         "left_out": left_out, "graded": bool(grades),
     }  # fmt: skip
     page = Path(out) if out is not None else Path(run) / "view.html"
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(_page(head, blocks), encoding="utf-8")
+    write_whole(page, _page(head, blocks))
     return page, head
 
 

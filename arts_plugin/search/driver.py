@@ -16,7 +16,7 @@ from typing import Literal
 from arts_plugin.backend import Backend, StepResult
 from arts_plugin.errors import ArtsError
 from arts_plugin.hookspecs import Extractor
-from arts_plugin.plugins import Plugins
+from arts_plugin.plugins import Plugins, contained
 from arts_plugin.search.best_of_n import BestOfN
 from arts_plugin.search.job import Flight, Flights, Job, Search
 from arts_plugin.settings import Settings
@@ -100,18 +100,19 @@ class SearchDriver:
         active = self._active = []
         try:
             while True:
-                self._fill(queue)
-                if not active:
-                    return
-                if self.backend.n_active:
-                    self._deliver(self.backend.poll())
-                self._drop_cancelled()
-                ended = [search for search in active if search.over()]
-                if not ended and not self.backend.n_active:
-                    ended = self._stalled()
-                for search in ended:
-                    active.remove(search)
-                    self._finish(search)
+                with contained("a strategy, verifier or backend"):
+                    self._fill(queue)
+                    if not active:
+                        return
+                    if self.backend.n_active:
+                        self._deliver(self.backend.poll())
+                    self._drop_cancelled()
+                    ended = [search for search in active if search.over()]
+                    if not ended and not self.backend.n_active:
+                        ended = self._stalled()
+                    for search in ended:
+                        active.remove(search)
+                        self._finish(search)
                 if self.fair and active:
                     active.append(active.pop(0))  # who is asked first gets what is left over
                 yield from self._drain()
@@ -215,8 +216,16 @@ class SearchDriver:
         for result, search, flight in live:
             score = -math.inf if result.error else next(rest)
             told.setdefault(search, []).append((result, flight, score))
-        for search, group in told.items():
-            self._note(search, search.tell(group))
+        while told:
+            search = next(iter(told))
+            group = told.pop(search)
+            try:
+                self._note(search, search.tell(group))
+            except BaseException:
+                for other, untold in told.items():
+                    for _, flight, _ in untold:
+                        other.discard(flight)
+                raise
 
     def _note(self, search: Search, nodes: list[Node]) -> None:
         if nodes:
@@ -243,6 +252,9 @@ class SearchDriver:
                 f"{tree.ended_by} ended a search before any trajectory was finished: it was spent on breadth. A question starts "
                 f"with {max(settings.width, settings.slots)} branches (slots); lower slots, or give it more"
             )
+        failed = [error for error in search.tree.meta.get("errors", ()) if str(error).startswith("extract=")]
+        if failed:
+            self._warn_once(f"{failed[0]}; such trajectories have no vote", f"extract={search.job.settings.extract}")
         if not self._steps_judged:
             self._judge_steps(search)
 
@@ -262,7 +274,7 @@ class SearchDriver:
                 "trajectory is one step, or was cut at max_step_tokens; set delimiter= to what the model writes"
             )
 
-    def _warn_once(self, message: str) -> None:
-        if message not in self._warned:
-            self._warned.add(message)
-            log.warning(message)
+    def _warn_once(self, message: str, about: str | None = None) -> None:
+        if (about or message) not in self._warned:
+            self._warned.add(about or message)
+            log.warning("%s", message)

@@ -12,7 +12,7 @@ from arts_plugin.coercion import biases
 from arts_plugin.ends import begun
 from arts_plugin.errors import ArtsError, PromptTooLongError, SettingsError
 from arts_plugin.hookspecs import Extractor
-from arts_plugin.plugins import Plugins
+from arts_plugin.plugins import Plugins, contained
 from arts_plugin.prompts import answer_of
 from arts_plugin.randomness import digest
 from arts_plugin.search.base import Expansion, Proposal, Strategy, Taken
@@ -25,12 +25,16 @@ from arts_plugin.verifier import StateView, Verifier
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A question to search: its prompt, its own settings, where its traces stop, and notes to keep with the tree."""
+    """A question to search: its prompt, its own settings, where its traces stop, and notes to keep with the tree.
+
+    `most_tokens` bounds its tokens beside the settings' own budget, for whoever runs it; it is no part of its key.
+    """
 
     prompt: Prompt
     settings: Settings
     stops: tuple[str, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)
+    most_tokens: int | None = None
 
     def generation(self, temperature: float | None = None, chains: bool = False) -> Generation:
         """How its traces are generated; `temperature` overrides the setting, and for `chains` see `Generation`."""
@@ -107,7 +111,8 @@ class Search:
         self.started = time.perf_counter()
         settings = job.settings
         self.budget = Budget.of(settings)
-        self.meter = TokenMeter(self.budget.tokens)
+        limits = [limit for limit in (self.budget.tokens, job.most_tokens) if limit is not None]
+        self.meter = TokenMeter(min(limits, default=None))
         self.tree = ReasoningTree(
             prompt=job.prompt.text,
             problem=f"{job.problem():016x}",
@@ -131,7 +136,8 @@ class Search:
         self._root: State | None = None
         try:
             temperature = getattr(self.strategy, "temperature", None)
-            generation = job.generation(temperature, bool(getattr(self.strategy, "chains", False)))
+            self._chains = bool(getattr(self.strategy, "chains", False))
+            generation = job.generation(temperature, self._chains)
             self._root = backend.open(job.prompt, generation, job.problem())
             self._states[0] = self._root
             self._handles[0] = verifier.open(job.prompt.text)
@@ -158,12 +164,14 @@ class Search:
         refill = self.backend.refill_cost(parent) if self.meter.limit is not None else 0
         settings = self.job.settings
         step = min(settings.max_step_tokens, settings.max_gen_toks)
-        granted = self.meter.reserve(step + refill, least=refill + 1)
+        # Of chains, a backend may ask for the rest of the trace at once.
+        wanted = settings.max_gen_toks if self._chains else step
+        granted = self.meter.reserve(wanted + refill, least=refill + 1)
         if not granted:
             return False
         state = self.backend.fork(parent, expansion.index)
         handle = self.verifier.fork(self._handles[expansion.node])
-        self.backend.submit(state, granted - refill, None if self.meter.limit is None else granted)
+        self.backend.submit(state, min(step, granted - refill), None if self.meter.limit is None else granted)
         flights[id(state)] = (self, Flight(expansion, granted, state, handle))
         self._in_flight += 1
         if expansion.last:
@@ -257,16 +265,27 @@ class Search:
                     state=flight,
                 )
             )
-        return self._settle(self.strategy.tell(proposals))
+        try:
+            taken = self.strategy.tell(proposals)
+        except BaseException:
+            for _, flight, _ in group:
+                del self._unsettled[id(flight)]
+                self.discard(flight)
+            raise
+        return self._settle(taken)
 
     def _answer(self, result: StepResult, flight: Flight) -> str | None:
         if not result.terminal or self.extractor is None:
             return None
+        text = answer_of(self.view(result, flight).text, self.job.settings.think_end_token, self.job.stops)
         try:
-            text = self.view(result, flight).text
-            return self.extractor(answer_of(text, self.job.settings.think_end_token, self.job.stops))
+            with contained("an extractor"):
+                found: object = self.extractor(text)
+            if found is None or isinstance(found, str):
+                return found
+            raise TypeError(f"it found {found!r:.80}, which is {type(found).__name__}; an answer is text, or None")
         except Exception as error:  # a plugin's extractor must not cost the question its tree
-            self.tree.meta.setdefault("errors", []).append(f"extract: {error!r}")
+            self.tree.meta.setdefault("errors", []).append(f"extract={self.job.settings.extract}: {error!r:.300}")
             return None
 
     def _settle(self, taken: list[Taken]) -> list[Node]:

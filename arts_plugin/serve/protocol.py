@@ -77,8 +77,8 @@ class Limits:
         body: bytes of a request.
         upload: seconds in which its body must have come.
         trajectories: `budget_trajectories` and `width` of a search; no request is without a budget of trajectories.
-        tokens: generated and refilled tokens of a search. One without such a budget of its own is ended, with what it has
-            found, as soon as steps are taken in that lead beyond.
+        tokens: generated and refilled tokens of a search. They are reserved before a branch runs, so that a search without
+            such a budget of its own ends within them, with what it has found.
         seconds: from a request's arrival; its search is ended then, with what it has found.
         grammar: characters of a grammar or a schema.
         waiting: requests in the house at once; one more is answered 429.

@@ -7,12 +7,19 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Literal
 
 from arts_plugin.api import Arts
-from arts_plugin.errors import ArtsError, ModelError, PromptTooLongError, SettingsError, UnknownNameError
+from arts_plugin.errors import (
+    ArtsError,
+    ModelError,
+    NotWrittenError,
+    PromptTooLongError,
+    SettingsError,
+    UnknownNameError,
+)
 from arts_plugin.search.driver import Event, SearchDriver
 from arts_plugin.search.job import Job
 from arts_plugin.serve.answers import failure
@@ -220,7 +227,8 @@ class Service:
     def _job(self, ask: Ask) -> Job:
         backend = self.arts.backend
         prompt = backend.encode_chat(ask.messages) if ask.kind == "chat" else backend.encode(ask.prompt)
-        return self.arts.job(prompt, ask.settings, ask.stops, {"request": ask.id})
+        job = self.arts.job(prompt, ask.settings, ask.stops, {"request": ask.id})
+        return replace(job, most_tokens=ask.tokens)
 
     def _tell(self, event: Event, driver: SearchDriver) -> None:
         """What an event means for who asked. A failure here is theirs alone: the others' searches go on."""
@@ -240,13 +248,10 @@ class Service:
         del self._tickets[id(event.job)]
 
     def _more(self, ticket: Ticket, tree: ReasoningTree, driver: SearchDriver) -> None:
-        """Say what has become certain, and see that it does not cost too much."""
+        """Say what has become certain."""
         job = ticket.job
         if job is None or ticket.left:
             return
-        if ticket.cut is None and tree.cost.decoded_tokens + tree.cost.refilled_tokens > ticket.ask.tokens:
-            ticket.cut = "budget_tokens"
-            driver.cancel(job)
         if not ticket.ask.stream:
             return
         if not ticket.begun:
@@ -259,9 +264,14 @@ class Service:
         folder, tree, key = self.arts.run_folder, event.tree, event.job.key()
         if ticket.cut and tree.ended_by == "cancelled":
             tree.ended_by = ticket.cut
+        if tree.ended_by == "budget_tokens" and ticket.ask.settings.budget_tokens is None:
+            ticket.cut = "budget_tokens"  # this server's
         whole = ticket.cut is None and tree.ended_by != "cancelled" and not tree.error and not failure(tree)
         if folder is not None and whole and folder.get(key) is None:
-            folder.put(key, tree)
+            try:
+                folder.put(key, tree)
+            except NotWrittenError as error:  # who asked gets the answer all the same
+                _warn("a tree is not kept", error)
 
     def _answer(self, ticket: Ticket, tree: ReasoningTree) -> None:
         if tree.error:

@@ -107,9 +107,8 @@ def features(run: str, model: str | None, n_threads: int | None, again: bool) ->
     from tqdm import tqdm
 
     from arts_plugin.plugins import plugins
-    from arts_plugin.run import read_trees
+    from arts_plugin.run import RunInfo, read_trees
     from arts_plugin.settings import Settings
-    from arts_plugin.training.dataset import RunInfo
     from arts_plugin.training.derive import derive
 
     recorded = {
@@ -241,7 +240,10 @@ def compare(runs: tuple[str, ...], out: str | None, scorer: str | None, ks: str 
     """Every selector on the independent traces of RUNS: pass@1, best-of-k, votes, oracle, with paired intervals."""
     from arts_plugin.training.compare import compare_runs
 
-    numbers = [int(part) for part in ks.split(",")] if ks else None
+    try:
+        numbers = [int(part) for part in ks.split(",")] if ks else None
+    except ValueError:
+        raise click.UsageError(f"--ks is {ks!r}; it takes numbers, like 1,4,16") from None
     echo(compare_runs(runs, out=out, scorer=scorer, ks=numbers, only=only))
 
 

@@ -12,6 +12,7 @@ from arts_plugin.evaluation.pool import Bootstrap, compare
 from arts_plugin.terminal import printable
 from arts_plugin.training.dataset import read_runs
 from arts_plugin.training.pools import pool_of
+from arts_plugin.writing import write_whole
 
 
 def compare_runs(
@@ -63,12 +64,10 @@ def compare_runs(
     ]
     if out is not None:
         folder = Path(out)
-        folder.mkdir(parents=True, exist_ok=True)
         record = table.as_json(comparison, rows)
         record["differences"] = {what: [e.mean, e.low, e.high] for what, e in found.items()}
-        (folder / "compare.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
-        text = printable(table.as_text(comparison, rows, markdown=True))
-        (folder / "compare.md").write_text(text + "\n", encoding="utf-8")
+        write_whole(folder / "compare.json", json.dumps(record) + "\n")
+        write_whole(folder / "compare.md", printable(table.as_text(comparison, rows, markdown=True)) + "\n")
         from arts_plugin.training.plots import plot_comparison
 
         shown = [("random", "pass@1"), ("majority", "majority"), ("oracle", "oracle")]

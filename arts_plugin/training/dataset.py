@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from arts_plugin import features
 from arts_plugin.errors import ArtsError
-from arts_plugin.run import RUN_FILE, TREES_FILE
+from arts_plugin.run import TREES_FILE, RunInfo, read_all
 from arts_plugin.training.grades import read_grades, voting
 from arts_plugin.tree import ReasoningTree
 
@@ -62,26 +60,6 @@ def features_of(tree: LabelledTree) -> npt.NDArray[np.float32]:
     return tree.features
 
 
-@dataclass(frozen=True, slots=True)
-class RunInfo:
-    """What `run.json` says of where trees come from."""
-
-    settings: dict[str, Any]
-    model: dict[str, Any]
-
-    @classmethod
-    def read(cls, run: str | Path) -> RunInfo:
-        """Raises ArtsError for what is no run folder."""
-        file = Path(run) / RUN_FILE
-        try:
-            record = json.loads(file.read_text(encoding="utf-8"))
-            return cls(dict(record["settings"]), dict(record["model"]))
-        except OSError as error:
-            raise ArtsError(f"no run at {run}: {RUN_FILE} cannot be read ({error})") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise ArtsError(f"{file} is damaged: {error!r}") from error
-
-
 def read_labelled(run: str | Path, *, with_features: bool = True) -> list[LabelledTree]:
     """The graded trees of a run. One that cannot be used is named in a warning with its line, and the rest are kept.
 
@@ -89,15 +67,11 @@ def read_labelled(run: str | Path, *, with_features: bool = True) -> list[Labell
         ArtsError: no run is there, it has no grades, or nothing in it can be used.
     """
     info, grades = RunInfo.read(run), read_grades(run)
-    file = Path(run) / TREES_FILE
-    if not file.exists():
-        raise ArtsError(f"no run at {run}: there is no {TREES_FILE} in it")
     kept, ids = [], set()
-    for number, line in enumerate(file.open("rb"), 1):
+    for number, tree in read_all(run):
         try:
-            if not line.endswith(b"\n"):
-                raise ArtsError("the line is not complete (was the run killed?); run `arts sdf` again to finish it")
-            tree = ReasoningTree.from_json(line)
+            if isinstance(tree, ArtsError):
+                raise tree
             graded = grades.get(str(tree.meta.get("key")))
             if graded is None:
                 raise ArtsError("it has no grades")
@@ -111,7 +85,7 @@ def read_labelled(run: str | Path, *, with_features: bool = True) -> list[Labell
             kept.append(LabelledTree(name, tree, graded.correct, rows, graded.subject, graded.level))
             ids.add(name)
         except ArtsError as error:
-            log.warning("%s, line %d is left out: %s", file, number, error)
+            log.warning("%s, line %d is left out: %s", Path(run) / TREES_FILE, number, error)
     if not kept:
         raise ArtsError(f"{run} has no graded tree that can be used")
     return kept

@@ -8,8 +8,7 @@ from pathlib import Path
 from arts_plugin import features
 from arts_plugin.backend import Backend
 from arts_plugin.errors import ArtsError
-from arts_plugin.run import read_trees
-from arts_plugin.training.dataset import RunInfo
+from arts_plugin.run import RunInfo, read_trees
 
 
 def check_model(run: str | Path, backend: Backend) -> None:
@@ -26,19 +25,24 @@ def derive(run: str | Path, backend: Backend, *, again: bool = False) -> Iterato
     """Compute what is missing (or everything, `again`) and write it; the key of each tree as it is done.
 
     Raises:
-        ArtsError: the run is another model's, or a tree does not hold its prompt's tokens.
+        ArtsError: the run is another model's, or a tree has no key, or not the tokens that its prompt must have.
     """
     check_model(run, backend)
     for tree in read_trees(run):
-        key = str(tree.meta.get("key", ""))
+        key = tree.meta.get("key")
+        if key is None:
+            raise ArtsError(f"a tree of {run} has no key to keep its hidden states by; was it made by hand?")
         if not again and features.file_of(run, key).exists():
             yield key
             continue
-        if not tree.nodes[0].token_ids:
+        nodes, n_vocab = tree.nodes, backend.info.n_vocab
+        if not nodes[0].token_ids:
             raise ArtsError(
                 f"the tree {key} of {run} does not hold the tokens of its prompt (an older release made it)"
             )
-        nodes = tree.nodes
+        ids = [token for node in nodes for token in node.token_ids]
+        if min(ids) < 0 or (n_vocab and max(ids) >= n_vocab):
+            raise ArtsError(f"the tree {key} of {run} has tokens that are none of the model's {n_vocab}")
         rows = backend.tree_features(
             [node.token_ids for node in nodes], [node.parent for node in nodes], [node.cut_tokens for node in nodes]
         )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from arts_plugin.errors import ArtsError
+from arts_plugin.lines import LinesFile, loads, whole_lines
 from arts_plugin.tree import ReasoningTree
 
 GRADES_FILE = "grades.jsonl"
@@ -55,10 +55,10 @@ class Graded:
 
 
 def read_grades(run: str | Path) -> dict[str, Graded]:
-    """Key -> grades. A damaged line is named in a warning and passed over; a half-written last line silently.
+    """Key -> grades. A damaged line, or a half-written last one, is named in a warning and passed over.
 
     Raises:
-        ArtsError: the run has no grades.
+        ArtsError: the run has no grades, or they cannot be read.
     """
     file = Path(run) / GRADES_FILE
     if not file.exists():
@@ -67,14 +67,14 @@ def read_grades(run: str | Path) -> dict[str, Graded]:
 
 
 def _lines(file: Path) -> Iterator[Graded]:
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                yield Graded.from_record(json.loads(line))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                log.warning("%s, line %d is passed over: %r", file, number, error)
+    def passed_over(number: int, reason: object) -> None:
+        log.warning("%s, line %d is passed over: %s", file, number, reason)
+
+    for number, line in whole_lines(file, passed_over):
+        try:
+            yield Graded.from_record(loads(line))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            passed_over(number, f"{error!r:.300}")
 
 
 def voting(tree: ReasoningTree, votes: dict[int, str | None]) -> ReasoningTree:
@@ -84,27 +84,25 @@ def voting(tree: ReasoningTree, votes: dict[int, str | None]) -> ReasoningTree:
 
 
 class GradesFile:
-    """Append-only writer; what a killed process left half-written is cut off."""
+    """Append-only writer; what a killed process left half-written is cut off.
+
+    Raises:
+        NotWrittenError: the file cannot be written.
+    """
 
     def __init__(self, run: str | Path) -> None:
         self.path = Path(run) / GRADES_FILE
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a+b")
-        self._cut_half_line()
+        self._file = LinesFile(self.path)
+        self._file.mend()
         self.known = {graded.key: graded for graded in _lines(self.path)}
 
-    def _cut_half_line(self) -> None:
-        self._file.seek(0)
-        content = self._file.read()
-        end = content.rfind(b"\n") + 1
-        if end < len(content):
-            self._file.truncate(end)
-
     def put(self, graded: Graded) -> None:
-        """Append the grades of one tree."""
-        self._file.seek(0, os.SEEK_END)
-        self._file.write(json.dumps(asdict(graded), separators=(",", ":")).encode("ascii") + b"\n")
-        self._file.flush()
+        """Append the grades of one tree.
+
+        Raises:
+            NotWrittenError: they cannot be written.
+        """
+        self._file.append(json.dumps(asdict(graded), separators=(",", ":")))
         self.known[graded.key] = graded
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from arts_plugin.checkpoint import Card
 from arts_plugin.terminal import printable
+from arts_plugin.writing import write_whole
 
 
 def write_model_card(folder: str | Path, card: Card) -> None:
@@ -16,9 +17,9 @@ def write_model_card(folder: str | Path, card: Card) -> None:
     file = Path(folder) / "README.md"
     kept = ""
     if file.exists():
-        found = re.search(r"\n## (Data|Test)\n", text := file.read_text(encoding="utf-8"))
+        found = re.search(r"\n## (Data|Test)\n", text := file.read_text(encoding="utf-8", errors="replace"))
         kept = text[found.start() :] if found else ""
-    file.write_text(printable(_text(card)) + kept, encoding="utf-8")
+    write_whole(file, printable(_text(card)) + kept)
 
 
 def _loss(record: dict[str, Any]) -> str:

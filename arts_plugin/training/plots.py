@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from arts_plugin.errors import ArtsError
 from arts_plugin.evaluation.pool import Bootstrap, Comparison
 from arts_plugin.report.figures import label as readable
+from arts_plugin.writing import save_figure
 
 if TYPE_CHECKING:
     from arts_plugin.training.trainer import Curve
@@ -38,7 +39,7 @@ def plot_curves(curves: Sequence[Curve], file: Path, title: str) -> None:
     losses.set(xlabel="epoch", ylabel="loss", title=f"{title}: loss", yscale="log")
     losses.legend(fontsize="small")
     areas.set(xlabel="epoch", ylabel="AUC within a problem", title="held-out problems; the dot is what was kept")
-    figure.savefig(file, dpi=120)
+    save_figure(figure, file, dpi=120)
 
 
 def plot_comparison(comparison: Comparison, file: Path, selectors: Sequence[tuple[str, str]]) -> None:
@@ -66,4 +67,4 @@ def plot_comparison(comparison: Comparison, file: Path, selectors: Sequence[tupl
     )
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    figure.savefig(file, dpi=120)
+    save_figure(figure, file, dpi=120)

@@ -10,9 +10,8 @@ from arts_plugin.errors import ArtsError
 from arts_plugin.hookspecs import Extractor, Grader
 from arts_plugin.plugins import Plugins
 from arts_plugin.prompts import answer_of
-from arts_plugin.run import read_trees
+from arts_plugin.run import RunInfo, read_trees
 from arts_plugin.steps import REGEX_PREFIX
-from arts_plugin.training.dataset import RunInfo
 from arts_plugin.training.grades import Graded, GradesFile, read_grades
 from arts_plugin.tree import ReasoningTree
 

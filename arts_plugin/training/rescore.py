@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from arts_plugin import checkpoint, features
 from arts_plugin.errors import ArtsError, unknown_name
-from arts_plugin.run import RUN_FILE, TREES_FILE, read_trees
+from arts_plugin.lines import read_object
+from arts_plugin.run import RUN_FILE, TREES_FILE, RunInfo, read_trees
 from arts_plugin.search.select import RULES, select
 from arts_plugin.settings import Settings
-from arts_plugin.training.dataset import RunInfo
 from arts_plugin.training.grades import GRADES_FILE, read_grades
 from arts_plugin.tree import ReasoningTree
 from arts_plugin.verifier import close
+from arts_plugin.writing import write_whole, writing
 
 log = logging.getLogger(__name__)
 
@@ -69,15 +69,16 @@ def rescore(
     if (folder / TREES_FILE).exists():
         raise ArtsError(f"{folder} holds a run already; name another --out")
     grades = read_grades(run) if (Path(run) / GRADES_FILE).exists() else {}
-    folder.mkdir(parents=True, exist_ok=True)
     counts = [0, 0, 0, 0, 0]
     partial = folder / f"{TREES_FILE}.tmp"
-    with partial.open("w", encoding="ascii") as file:
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with writing(partial), partial.open("w", encoding="ascii") as file:
         for tree in read_trees(run):
             before = tree.chosen
             _score(tree, run, digest, loaded)
             tree.select = rule or (loaded[0].card.select if loaded else None) or tree.select
-            tree.chosen = select(tree, tree.select, seed=int(info.settings.get("seed") or 0))
+            tree.chosen = select(tree, tree.select, seed=info.seed)
             counts[0] += 1
             counts[1] += before != tree.chosen
             graded = grades.get(str(tree.meta.get("key")))
@@ -113,8 +114,8 @@ def _score(tree: ReasoningTree, run: str | Path, digest: str, loaded: Sequence[c
 
 
 def _copy_head(run: Path, folder: Path, verifiers: Sequence[str], rule: str | None) -> None:
-    record = json.loads((run / RUN_FILE).read_text(encoding="utf-8"))
+    record = read_object(run / RUN_FILE)
     record["rescored"] = {"from": run.name, "verifiers": list(verifiers), "select": rule}
-    (folder / RUN_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_whole(folder / RUN_FILE, json.dumps(record, indent=1) + "\n")
     if (run / GRADES_FILE).exists():
-        shutil.copyfile(run / GRADES_FILE, folder / GRADES_FILE)
+        write_whole(folder / GRADES_FILE, (run / GRADES_FILE).read_bytes())

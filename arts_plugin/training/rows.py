@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from arts_plugin.errors import ArtsError
+from arts_plugin.lines import loads, read_lines
 
 log = logging.getLogger(__name__)
 
@@ -46,18 +46,14 @@ def read_rows(
     rows: dict[str, Row] = {}
     for name in files:
         file = Path(name)
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ArtsError(f"{file} cannot be read as JSON lines: {error}") from error
-        for number, line in enumerate(lines, 1):
+        for number, line in read_lines(file):
             if not line.strip():
                 continue
             try:
                 keys = (question_key, answer_key, id_key)
-                row = _row(json.loads(line), f"{file.stem}-{number}", f"{file}, line {number}", *keys)
+                row = _row(loads(line), f"{file.stem}-{number}", f"{file}, line {number}", *keys)
                 if row.id in rows:
-                    raise ValueError(f"id {row.id!r} occurs twice")
+                    raise ValueError(f"id {row.id!r:.100} occurs twice")
             except (ValueError, KeyError, TypeError) as error:
                 said = f"no {error}" if isinstance(error, KeyError) else str(error)
                 log.warning("%s, line %d is left out: %s", file, number, said)
@@ -74,8 +70,8 @@ def _row(record: Any, default_id: str, place: str, question_key: str, answer_key
         raise TypeError(f"it is {type(record).__name__}, not an object")
     question, gold = record[question_key], record[answer_key]
     if not isinstance(question, str) or not question.strip():
-        raise ValueError(f"its {question_key} is {question!r}")
+        raise ValueError(f"its {question_key} is {question!r:.100}")
     if isinstance(gold, bool | dict | list) or gold is None or not str(gold).strip():
-        raise ValueError(f"its {answer_key} is {gold!r}")
+        raise ValueError(f"its {answer_key} is {gold!r:.100}")
     notes = {name: str(record.get(name) or "") for name in ("subject", "level")}
     return Row(str(record.get(id_key, default_id)), question, str(gold).strip(), place, **notes)

@@ -14,6 +14,7 @@ from pathlib import Path
 from arts_plugin.api import Arts
 from arts_plugin.backend import Prompt
 from arts_plugin.errors import ArtsError
+from arts_plugin.plugins import contained
 from arts_plugin.search.job import Job
 from arts_plugin.settings import Settings
 from arts_plugin.training.grades import Graded, GradesFile
@@ -87,7 +88,8 @@ def problems_of(rows: Iterable[Row], arts: Arts, grader: Callable[[str, str], bo
 
 def graded(tree: ReasoningTree, key: str, problem: Problem, grader: str) -> Graded:
     """The labels of a tree. A trajectory that ended in an error is wrong, and has no vote."""
-    found = {t.leaf: Verdict(False, None) if t.stop == "error" else problem.judge(t) for t in tree.trajectories()}
+    with contained(f"grader {problem.grader or grader!r}"):
+        found = {t.leaf: Verdict(False, None) if t.stop == "error" else problem.judge(t) for t in tree.trajectories()}
     return Graded(
         key,
         problem.id,
@@ -110,6 +112,7 @@ def make_trees(arts: Arts, problems: Iterable[Problem], grader: str) -> Iterator
 
     Raises:
         ArtsError: no run folder was named.
+        NotWrittenError: the run folder cannot take a tree or its grades; what it has stays, and the same call goes on from it.
     """
     if arts.settings.trace is None:
         raise ArtsError("training data are kept in a run folder; name one with trace=")
@@ -130,7 +133,7 @@ def make_trees(arts: Arts, problems: Iterable[Problem], grader: str) -> Iterator
 
     try:
         start = 0
-        for event in arts.events(jobs()):
+        for event in arts.events(jobs(), must_keep=True):
             stats = arts.backend.stats
             progress.fresh_tokens = stats.decoded_tokens - start
             if event.kind != "finished":

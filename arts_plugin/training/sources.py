@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from arts_plugin.lines import loads
 
 if TYPE_CHECKING:
     from arts_plugin.api import Arts
@@ -118,7 +119,7 @@ def _object(text: str | None) -> dict[str, Any] | None:
     if text is None:
         return None
     try:
-        found = json.loads(text)
+        found = loads(text)
     except ValueError as error:
         raise click.UsageError(f"--metadata is no JSON: {error}") from None
     if not isinstance(found, dict):

@@ -25,10 +25,13 @@ from arts_plugin.checkpoint import Card, Proposer, TrainedVerifier
 from arts_plugin.errors import ArtsError
 from arts_plugin.evaluation.pool import Bootstrap, Comparison, compare
 from arts_plugin.randomness import digest
-from arts_plugin.training.dataset import LabelledTree, RunInfo, describe, features_of, read_runs, require_both
+from arts_plugin.run import RunInfo
+from arts_plugin.settings import Settings
+from arts_plugin.training.dataset import LabelledTree, describe, features_of, read_runs, require_both
 from arts_plugin.training.losses import Loss, make_loss
 from arts_plugin.training.pools import pool_of
 from arts_plugin.training.trainer import Curve, TrainingSettings, fit, split
+from arts_plugin.writing import write_whole, writing
 
 if TYPE_CHECKING:
     from arts_hf.lora import LoraSettings
@@ -94,7 +97,7 @@ def train(
     figures = table(comparison)
     card = _with(main.card, select, figures)
     card.save(folder)
-    (folder / "validation.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    write_whole(folder / "validation.json", json.dumps(figures, indent=1) + "\n")
     if loss in curves:
         from arts_plugin.training.plots import plot_curves
 
@@ -127,7 +130,7 @@ def _card(
             family=str(info.model.get("general.name", "")),
         ),
         prompt=checkpoint.prompt_format(first.prompt, str(first.meta.get("question", ""))),
-        delimiter=str(info.settings["delimiter"]),
+        delimiter=str(info.settings.get("delimiter", Settings().delimiter)),
         feature=settings.feature,
         aggregate=loss.aggregate,
         link=loss.link,
@@ -176,7 +179,10 @@ def _fit(
     place: Path,
     say: Say,
 ) -> tuple[TrainedVerifier, list[Curve]]:
-    (place / checkpoint.CARD_FILE).unlink(missing_ok=True)  # it would speak for other weights if this one were killed
+    with writing(place):
+        (place / checkpoint.CARD_FILE).unlink(
+            missing_ok=True
+        )  # it would speak for other weights if this one were killed
     head, curves = fit(training, held_out, loss, settings)
     for number, curve in enumerate(curves, 1):
         train_loss, held_loss, auc = curve.rows[curve.best]
@@ -184,7 +190,6 @@ def _fit(
             f"{loss.name}, head {number} of {len(curves)}: best of {len(curve.rows)} epochs is {curve.best + 1}, "
             f"training loss {train_loss:.3f}, held-out loss {held_loss:.3f}, AUC within a problem {auc:.3f}"
         )
-    place.mkdir(parents=True, exist_ok=True)
     head.save(place / checkpoint.HEAD_FILE)
     card.save(place)  # last: a folder with a card is whole
     return checkpoint.load(place), curves
@@ -203,7 +208,8 @@ def _fit_lora(
     from arts_hf.lora import train as fit_lora
 
     rewards = (settings.reward_right, settings.reward_wrong)
-    fit_lora(training, held_out, loss, lora, rewards, card, place, say)
+    with writing(place):
+        fit_lora(training, held_out, loss, lora, rewards, card, place, say)
     return checkpoint.load(place)
 
 

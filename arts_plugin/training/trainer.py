@@ -84,7 +84,7 @@ def split(trees: Sequence[LabelledTree], share: float, seed: int) -> tuple[list[
     """
     sides: tuple[list[LabelledTree], list[LabelledTree]] = ([], [])
     for tree in trees:
-        key = hashlib.blake2b(f"{seed}/{tree.id}".encode(), digest_size=8).digest()
+        key = hashlib.blake2b(f"{seed}/{tree.id}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
         sides[int.from_bytes(key, "big") / 2**64 < share].append(tree)
     if not sides[0] or not sides[1]:
         raise ArtsError(

@@ -43,7 +43,10 @@ def put_on(model: Any, folder: Path) -> Any:
 
     try:
         made = peft.get_peft_model(model, peft.PeftConfig.from_pretrained(folder))
-        result = peft.set_peft_model_state_dict(made, load_file(file))
+        weights = load_file(file)
+        if odd := [name for name, weight in weights.items() if not torch.isfinite(weight).all()]:
+            raise ValueError(f"{odd[0]} has numbers that are not finite")
+        result = peft.set_peft_model_state_dict(made, weights)
     except Exception as error:
         raise ModelError(f"the adapter in {folder} does not fit the model: {type(error).__name__}: {error}") from error
     missing = [key for key in result.missing_keys if "lora_" in key]

@@ -15,6 +15,9 @@ from arts_hf.backbone import ADAPTER
 from arts_plugin import gguf_file
 from arts_plugin.checkpoint import GGUF_ADAPTER, HEAD_FILE, Backbone, Card
 from arts_plugin.errors import ModelError
+from arts_plugin.lines import read_object
+from arts_plugin.value_head import read_tensors
+from arts_plugin.writing import writing
 
 _PREFIX = "base_model.model."
 _PAIRED = frozenset({"llama", "granite", "smollm3", "arcee"})
@@ -64,7 +67,8 @@ def export(folder: Path, out: Path, base: Path) -> Card:
             f"{base} has hidden states of size {n_embd}, and the verifier's base {card.backbone.name} of "
             f"{card.backbone.n_embd}: it is another model"
         )
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     known = {tensor.name: tuple(int(n) for n in tensor.shape) for tensor in reader.tensors}
     writer = gguf.GGUFWriter(out / GGUF_ADAPTER, arch)
     writer.add_type("adapter")
@@ -87,11 +91,12 @@ def export(folder: Path, out: Path, base: Path) -> Card:
             up = _paired(up, heads if name.endswith("attn_q") else kv_heads)
         writer.add_tensor(f"{name}.weight.lora_a", down)
         writer.add_tensor(f"{name}.weight.lora_b", up)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    shutil.copyfile(folder / HEAD_FILE, out / HEAD_FILE)
+    with writing(out / GGUF_ADAPTER):
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        shutil.copyfile(folder / HEAD_FILE, out / HEAD_FILE)
     body = Backbone(base.stem, gguf_file.tensor_digest(base), str(base), n_embd)
     made = replace(card, backbone=body, training={**card.training, "exported_from": card.backbone.name})
     made.save(out)
@@ -105,20 +110,20 @@ def _paired(up: Array, heads: int) -> Array:
 
 
 def _adapter(folder: Path) -> tuple[dict[str, Array], float]:
-    import json
-
-    from safetensors.numpy import load_file
-
     file = folder / "adapter_model.safetensors"
     if not file.exists():
         raise ModelError(f"{folder} holds no adapter_model.safetensors")
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    try:
+        config = read_object(folder / "adapter_config.json")
+        alpha = float(config["lora_alpha"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder / 'adapter_config.json'} cannot be read: {error!r:.300}") from error
     odd = [name for name in _NO_PLACE if config.get(name)]
-    tensors = {key: np.asarray(value, dtype=np.float32) for key, value in load_file(file).items()}
+    tensors = {key: np.asarray(value, dtype=np.float32) for key, value in read_tensors(file).items()}
     odd += [key for key in tensors if not key.endswith((".lora_A.weight", ".lora_B.weight"))][:1]
     if odd:
         raise ModelError(f"the adapter in {folder} uses {', '.join(odd)}, which a GGUF adapter has no place for")
-    return tensors, float(config["lora_alpha"])
+    return tensors, alpha
 
 
 def _pairs(tensors: dict[str, Array]) -> Iterator[tuple[str, Array, Array]]:

@@ -125,13 +125,20 @@ def digest_of(model: Any) -> str:
 
 
 def tensors(source: Path, names: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Those of the named tensors that a model folder's safetensors hold."""
-    from safetensors import safe_open
+    """Those of the named tensors that a model folder's safetensors hold.
+
+    Raises:
+        ModelError: a file is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
 
     found = {}
     for file in sorted(source.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as opened:
-            found.update({name: opened.get_tensor(name) for name in set(names) & set(opened.keys())})
+        try:
+            with safe_open(file, framework="pt") as opened:
+                found.update({name: opened.get_tensor(name) for name in set(names) & set(opened.keys())})
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{file} cannot be read: {error}; fetch it again") from error
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,7 +209,7 @@ class LlamaContext:
             ModelError: it cannot be loaded, or belongs to another model.
         """
         last_errors()
-        adapter = self.lib.llama_adapter_lora_init(self.model.handle, str(file).encode())
+        adapter = self.lib.llama_adapter_lora_init(self.model.handle, os.fsencode(file))
         if not adapter:
             raise ModelError(f"llama.cpp cannot load {file}: {last_errors() or 'no reason given'}")
         adapters = (self.lib.llama_adapter_lora_p_ctypes * 1)(adapter)

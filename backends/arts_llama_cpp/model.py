@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -39,7 +40,7 @@ class LlamaModel:
             self._split = self._tensor_split(settings.tensor_split)
             params.tensor_split = self._split
         last_errors()
-        self.handle: Any = self.lib.llama_model_load_from_file(str(path).encode(), params)
+        self.handle: Any = self.lib.llama_model_load_from_file(os.fsencode(path), params)
         if not self.handle:
             raise ModelError(f"llama.cpp cannot load {path}: {last_errors() or 'no reason given'}")
         self._refuse_what_cannot_fork()

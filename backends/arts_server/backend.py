@@ -7,6 +7,7 @@ import queue
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from itertools import groupby
 
 from arts_plugin.backend import (
@@ -28,11 +29,12 @@ from arts_plugin.steps import Delimiter
 from arts_server.dialect import Dialect, name_digest, probe
 from arts_server.faults import shorten
 from arts_server.features import PoolingServer
-from arts_server.keys import Keys
+from arts_server.keys import HIDDEN, Keys, redact_after
 from arts_server.likelihood import PromptScorer
 from arts_server.reader import Landed, StepReader
 from arts_server.replicas import addresses
 from arts_server.states import Question, Run, ServerState
+from arts_server.steps import Outcome
 from arts_server.transport import Transport
 from arts_server.vocabulary import ServerVocabulary
 
@@ -86,6 +88,7 @@ class ServerBackend:
         self._jobs: dict[int, tuple[Future[None], set[int]]] = {}
         self._active = 0
         self._submitted = 0
+        self._leaked = False
 
     def _agree(self, model: str | None) -> Dialect:
         """What all replicas can do; one that is another is refused."""
@@ -239,13 +242,19 @@ class ServerBackend:
         self._active -= 1
         state.run, state.origin = None, None
         self.stats.decoded_tokens += run.decoded
+        error: BaseException | None = landed.error
+        tokens, text = state.tokens, state.text
+        if outcome is not None:
+            tokens, text = tokens[: len(tokens) - outcome.cut_tokens], text[: len(text) - outcome.cut_chars]
+            try:
+                outcome = self._without_keys(text, outcome)
+            except ArtsError as failed:  # of its tokeniser: nothing of the step is kept
+                outcome, error = None, failed
         if outcome is None:
             state.over = True
-            return StepResult(state, "", (), 0.0, "error", True, decoded=run.decoded, error=str(landed.error))
+            return StepResult(state, "", (), 0.0, "error", True, decoded=run.decoded, error=str(error))
         assert landed.scanner is not None
-        kept = len(state.tokens) - outcome.cut_tokens
-        state.tokens = (*state.tokens[:kept], *outcome.token_ids)
-        state.text = state.text[: len(state.text) - outcome.cut_chars] + outcome.text
+        state.tokens, state.text = (*tokens, *outcome.token_ids), text + outcome.text
         state.scanner, state.over, state.hidden = landed.scanner, outcome.terminal, landed.feature
         state.rest = landed.rest
         return StepResult(
@@ -260,6 +269,16 @@ class ServerBackend:
             cut_chars=outcome.cut_chars,
             cut_tokens=outcome.cut_tokens,
         )
+
+    def _without_keys(self, before: str, outcome: Outcome) -> Outcome:
+        """A step in which no key of ours stands, as text or as tokens: a server knows them, and a tree is kept and shown."""
+        text = redact_after(before, outcome.text)
+        if text == outcome.text:
+            return outcome
+        if not self._leaked:
+            log.warning("a server writes a key of this run into its answers; it is replaced by %s there", HIDDEN)
+            self._leaked = True
+        return replace(outcome, text=text, token_ids=tuple(self.vocabulary.tokenize(text)))
 
     def _dispatch(self) -> None:
         for group in self._groups():

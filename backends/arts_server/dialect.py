@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -12,9 +11,11 @@ from typing import Any, Literal
 from arts_plugin.backend import Sampling
 from arts_plugin.errors import ModelError
 from arts_server.faults import RefusedError, RetryError, ServerError, reading, shorten, shown
+from arts_server.keys import redact
 from arts_server.pieces import pieces
 from arts_server.replicas import Replica
 from arts_server.transport import Transport
+from arts_server.values import check_size, count, logprob, token_ids
 
 COMPLETIONS = "/v1/completions"
 Tokenizer = Literal["vllm", "llama-server", "llama-cpp-python"]
@@ -86,7 +87,7 @@ class Choice:
 
 def name_digest(model: str) -> str:
     """A digest of a model's name: a server does not show its weights."""
-    return f"sha256-of-name:{hashlib.sha256(model.encode()).hexdigest()}"
+    return f"sha256-of-name:{hashlib.sha256(model.encode('utf-8', 'surrogatepass')).hexdigest()}"
 
 
 def payload(
@@ -136,8 +137,11 @@ def payload(
 
 
 @reading("a reply")
-def read_choices(reply: dict[str, Any], wanted: int, dialect: Dialect) -> list[Choice]:
+def read_choices(reply: dict[str, Any], wanted: int, dialect: Dialect, most: int = _LONG) -> list[Choice]:
     """The choices of a reply, in order of their index; fewer than `wanted` where the server ignores `n`.
+
+    Args:
+        most: tokens that were asked for, of each.
 
     Raises:
         RetryError: it makes no sense.
@@ -152,14 +156,14 @@ def read_choices(reply: dict[str, Any], wanted: int, dialect: Dialect) -> list[C
         index = raw.get("index", place)
         if not isinstance(index, int) or not 0 <= index < wanted or index in found:
             continue  # more than was asked for, or one of them twice
-        found[index] = read_choice(raw, dialect)
+        found[index] = read_choice(raw, dialect, most)
     if sorted(found) != list(range(len(found))) or not found:
         raise RetryError(f"choices {sorted(found)} of {wanted}")
     return [found[index] for index in sorted(found)]
 
 
 @reading("a choice")
-def read_choice(raw: dict[str, Any], dialect: Dialect) -> Choice:
+def read_choice(raw: dict[str, Any], dialect: Dialect, most: int = _LONG) -> Choice:
     """One of them (or, of a stream, what an event adds).
 
     Raises:
@@ -173,10 +177,11 @@ def read_choice(raw: dict[str, Any], dialect: Dialect) -> Choice:
     ids, logprobs = _list(raw.get("token_ids")), list[float]()
     if isinstance(told, dict) and (listed := _listed(told)):
         texts = [str(entry.get("token")) for entry in listed]
-        ids, logprobs = [entry["id"] for entry in listed], [_finite(entry.get("logprob")) for entry in listed]
+        ids, logprobs = [entry["id"] for entry in listed], [logprob(entry.get("logprob")) for entry in listed]
     elif isinstance(told, dict) and told.get("tokens"):
-        texts, logprobs = list(told["tokens"]), [_finite(value) for value in told.get("token_logprobs") or ()]
-    ids = [int(token) for token in ids] if dialect.ids else []
+        texts, logprobs = list(told["tokens"]), [logprob(value) for value in told.get("token_logprobs") or ()]
+    check_size(texts, text, most)
+    ids = token_ids(ids, "a choice") if dialect.ids else []
     if dialect.ids and len(ids) != len(texts) and not (finish and len(ids) == len(texts) + 1):
         raise RetryError(f"{len(ids)} token ids for {len(texts)} tokens")
     if logprobs and len(logprobs) != len(texts):
@@ -188,12 +193,6 @@ def read_choice(raw: dict[str, Any], dialect: Dialect) -> Choice:
         str(finish),
         reason if isinstance(reason, (str, int)) else None,
     )
-
-
-def _finite(value: Any) -> float:
-    if isinstance(value, (int, float)) and math.isfinite(value):
-        return float(value)
-    raise RetryError(f"a log-probability that is no number: {shown(value)}")
 
 
 def _listed(told: dict[str, Any]) -> list[dict[str, Any]]:
@@ -253,7 +252,7 @@ async def probe(transport: Transport, replica: Replica, model: str | None) -> Di
         whole=ids and all("stop_reason" in choice for choice in choices),
         logprobs=by_entry or all(one.get("token_logprobs") for one in told),
         tokenizer=tokenizer,
-        n_ctx=n_ctx if isinstance(n_ctx, int) and n_ctx > 0 else None,
+        n_ctx=count(n_ctx) or None,
         owner=shorten(str(entry.get("owned_by", ""))),
     )
 
@@ -273,6 +272,8 @@ async def served(transport: Transport, replica: Replica, model: str | None, opti
         [entry for entry in listed if isinstance(entry, dict) and "id" in entry] if isinstance(listed, list) else []
     )
     names = [str(entry["id"]) for entry in entries]
+    if any(redact(name) != name for name in names):
+        raise ModelError(f"{replica.root} names a model by the key that it was sent: it is no server to send a key to")
     if model is None and len(names) == 1:
         return entries[0]
     if model not in names:
@@ -296,7 +297,8 @@ async def tokenizer_of(
                 raise
             continue
         tokens = reply.get("tokens")
-        if isinstance(tokens, list) and tokens and all(isinstance(token, int) for token in tokens):
+        if isinstance(tokens, list) and tokens:
+            tokens = token_ids(tokens, f"{path} answers")
             if path.startswith("/extras"):
                 return "llama-cpp-python", tokens
             return ("vllm" if "max_model_len" in reply or "count" in reply else "llama-server"), tokens

@@ -11,6 +11,8 @@ from arts_plugin.errors import ArtsError
 from arts_server.keys import redact
 
 _SHOWN = 300
+_READ = 1 << 14
+"""Characters of a text that are searched for keys before its beginning is shown."""
 _AGAIN = frozenset({408, 409, 425, 429})
 _PASSING = frozenset({408, 425, 429, 502, 503, 504})
 
@@ -43,20 +45,23 @@ def reading(what: str) -> Iterator[None]:
     """What Python says of a reply whose fields are of other types than they should be, as `RetryError`."""
     try:
         yield
-    except (TypeError, ValueError, AttributeError, LookupError, RecursionError) as error:
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
         # Not chained: a traceback would show what the error quotes.
         raise RetryError(f"{what} makes no sense: {type(error).__name__}: {shorten(str(error))}") from None
 
 
 def shorten(text: str) -> str:
     """What can be shown of a reply: its beginning, without keys."""
-    clean = "".join(c if c.isprintable() else " " for c in redact(text).strip())
+    clean = "".join(c if c.isprintable() else " " for c in redact(text[:_READ]).strip())
     return clean if len(clean) <= _SHOWN else clean[:_SHOWN] + "..."
 
 
 def shown(value: object) -> str:
     """The same of a part of it, or of an error that may quote one."""
-    return shorten(repr(value))
+    try:
+        return shorten(repr(value))
+    except RecursionError:
+        return f"something of type {type(value).__name__} that is nested too deeply"
 
 
 def check_status(status: int, headers: Any, body: bytes, where: str, key_variable: str) -> None:
@@ -99,7 +104,7 @@ def parse(body: bytes, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise RetryError(f"{where} answers what is no JSON: {shorten(body.decode('utf-8', 'replace'))!r}") from None
     if not isinstance(reply, dict):
-        raise RetryError(f"{where} answers {shorten(json.dumps(reply))}, which is no object")
+        raise RetryError(f"{where} answers {shown(reply)}, which is no object")
     error = reply.get("error")
     if error:
         code = error.get("code") if isinstance(error, dict) else None
@@ -123,7 +128,7 @@ def _message(body: bytes) -> str:
             if isinstance(reply, dict) and reply.get("message"):
                 reply = reply["message"]
             break
-    return shorten(reply if isinstance(reply, str) else json.dumps(reply))
+    return shorten(reply) if isinstance(reply, str) else shown(reply)
 
 
 def _seconds(text: str | None) -> float | None:

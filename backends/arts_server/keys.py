@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -48,15 +48,38 @@ class Keys:
         return {"authorization": f"Bearer {key}"} if key else {}
 
 
+HIDDEN = "***"
+_SECRET = 8
+"""Characters from which on a key is a secret in what a model writes: `EMPTY` and `none` are words."""
+_BEFORE = 4096
+
+
 def redact(text: str) -> str:
     """`text` without the keys, however they are quoted: some proxies show what they were sent."""
+    for pattern in _patterns(1):
+        text = pattern.sub(HIDDEN, text)
+    return text
+
+
+def redact_after(before: str, text: str) -> str:
+    """The same of a model's `text`, which goes on from `before`: a key may have begun there."""
+    before = before[-_BEFORE:]
+    for pattern in _patterns(_SECRET):
+        whole, at = before + text, len(before)
+        for found in reversed(list(pattern.finditer(whole))):
+            if found.end() > at:
+                whole = whole[: max(found.start(), at)] + HIDDEN + whole[found.end() :]
+        text = whole[at:]
+    return text
+
+
+def _patterns(least: int) -> Iterator[re.Pattern[str]]:
+    """What matches each key of at least so many characters."""
     for variable in VARIABLES.values():
         key = os.environ.get(variable, "").strip()
-        if key:
+        if len(key) >= least:
             # Each quoting, by JSON or by Python, may double backslashes and put more of them before quotes.
-            pattern = "".join(r"\\{1,8}" if char == "\\" else r"\\{0,8}" + re.escape(char) for char in key)
-            text = re.sub(pattern, "***", text)
-    return text
+            yield re.compile("".join(r"\\{1,8}" if char == "\\" else r"\\{0,8}" + re.escape(char) for char in key))
 
 
 def _place(root: str) -> tuple[str, str | None]:

@@ -8,8 +8,9 @@ from typing import Any
 
 from arts_plugin.errors import ModelError, PromptTooLongError
 from arts_server.dialect import COMPLETIONS, Dialect
-from arts_server.faults import RefusedError, RetryError, shown
+from arts_server.faults import RefusedError, RetryError, reading, shown
 from arts_server.transport import Transport
+from arts_server.values import logprob
 
 Pair = tuple[Sequence[int], Sequence[int]]
 Score = tuple[float, bool]
@@ -107,12 +108,10 @@ def _read(reply: dict[str, Any], ids: Sequence[int], n: int) -> Score | None:
         raise RetryError(f"prompt_logprobs that do not belong to a prompt of {len(ids)} tokens: {shown(told)}")
     total, greedy = 0.0, True
     for token, entry in zip(ids[-n:], told[-n:], strict=True):
-        try:
+        with reading("a prompt's log-probability"):
             found = entry[str(token)]
-            total += float(found["logprob"])
+            total += logprob(found["logprob"])
             greedy = greedy and found["rank"] == 1
-        except (KeyError, TypeError, ValueError) as error:
-            raise RetryError(f"a prompt's log-probability that cannot be read: {shown(error)}") from None
     return total, greedy
 
 
@@ -121,18 +120,18 @@ def _read_echo(reply: dict[str, Any], ids: Sequence[int], n: int) -> Score | Non
     told = _choice(reply).get("logprobs")
     told = told if isinstance(told, dict) else {}
     values, likeliest = told.get("token_logprobs") or [], told.get("top_logprobs") or []
+    if not isinstance(values, list) or not isinstance(likeliest, list):
+        raise RetryError(f"an echo's log-probabilities that are no lists: {shown(told)}")
     if len(values) < len(ids) or len(likeliest) < len(ids):
         return None
     if len(values) > len(ids) + 1:  # the one that it had to generate
         raise ModelError(f"an echo of {len(values)} tokens for {len(ids)}: the server adds some of its own. {CANNOT}")
     asked = slice(len(ids) - n, len(ids))
-    try:
-        total = sum(float(value) for value in values[asked])
+    with reading("an echo's log-probability"):
+        total = sum(map(logprob, values[asked]))
         greedy = all(
             value >= max(others.values()) for value, others in zip(values[asked], likeliest[asked], strict=True)
         )
-    except (TypeError, ValueError, AttributeError) as error:
-        raise RetryError(f"an echo's log-probability that cannot be read: {shown(error)}") from None
     return total, greedy
 
 

@@ -11,6 +11,12 @@ from arts_server.faults import RetryError, shown
 from arts_server.pieces import pieces
 from arts_server.replicas import Replica
 from arts_server.transport import Transport
+from arts_server.values import token_ids
+
+_MARKS = 8
+"""Tokens that a tokeniser may put before a text."""
+_MOST_SILENT = 1 << 16
+"""Tokens without text in a row: a trace of nothing else would never end."""
 
 
 class Mender:
@@ -31,6 +37,8 @@ class Mender:
         async for choice in choices:
             if choice.ids and not choice.finish and not any(choice.pieces):
                 silent.append(choice)
+                if len(silent) > _MOST_SILENT:
+                    raise RetryError(f"{replica.root} streams more than {_MOST_SILENT} tokens without text")
                 continue
             if choice.finish != "stop":
                 for one in silent:
@@ -46,9 +54,10 @@ class Mender:
             self._texts[last] = str(await self._ask(replica, "/detokenize", {"tokens": [last]}, "content"))
         if self._texts[last].strip(" ") == text.strip(" "):
             return choice
-        ids = await self._ask(replica, "/tokenize", {"content": text}, "tokens")
-        if not isinstance(ids, list) or not ids or not all(isinstance(token, int) for token in ids):
-            raise RetryError(f"{replica.root}/tokenize answers with what is no token: {shown(ids)}")
+        told = await self._ask(replica, "/tokenize", {"content": text}, "tokens")
+        ids = token_ids(told, f"{replica.root}/tokenize answers")
+        if not 0 < len(ids) <= len(text.encode()) + _MARKS:
+            raise RetryError(f"{replica.root}/tokenize answers with {len(ids)} tokens for {shown(text)}")
         before = len(ids) - 1
         return replace(
             choice,

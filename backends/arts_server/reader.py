@@ -18,6 +18,7 @@ from arts_server.replicas import Replica
 from arts_server.states import Progress, Question, Run, ServerState
 from arts_server.steps import Outcome, take
 from arts_server.transport import Transport
+from arts_server.values import count
 
 Member = tuple[ServerState, Run]
 
@@ -82,7 +83,7 @@ class StepReader:
 
         async def work(replica: Replica) -> list[Choice]:
             reply = await self.transport.ask(replica, COMPLETIONS, body)
-            choices = read_choices(reply, len(group), self.dialect)
+            choices = read_choices(reply, len(group), self.dialect, body["max_tokens"])
             self._book(state.question, reply, body)
             return choices
 
@@ -111,11 +112,13 @@ class StepReader:
 
     async def _next(self, state: ServerState, run: Run, progress: Progress) -> Choice:
         wanted = state.question.limit - len(state.tokens) if state.question.ahead else run.max_tokens
+        if run.allowance is not None:
+            wanted = min(wanted, run.allowance)
         body = self._body(state, progress.ids, wanted - len(progress.ids), 1, progress.scanner.thinking)
 
         async def work(replica: Replica) -> Choice:
             reply = await self.transport.ask(replica, COMPLETIONS, body)
-            (choice,) = read_choices(reply, 1, self.dialect)
+            (choice,) = read_choices(reply, 1, self.dialect, body["max_tokens"])
             self._book(state.question, reply, body)
             if not choice.ids:
                 raise RetryError("a reply without a single token")
@@ -140,8 +143,9 @@ class StepReader:
             usage = reply.get("usage") or {}
             sent = usage.get("prompt_tokens")
             cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
-        question.sent += sent if isinstance(sent, int) else len(body["prompt"]) if self.dialect.ids else 0
-        question.cached += cached if isinstance(cached, int) else 0
+        known = count(sent)
+        question.sent += known if known is not None else len(body["prompt"]) if self.dialect.ids else 0
+        question.cached += count(cached) or 0
 
     async def _streamed(self, state: ServerState, run: Run) -> tuple[Progress, Outcome]:
         """A step read token by token; the connection is closed where it ends. A try that breaks off has cost its tokens, and
@@ -180,7 +184,7 @@ class StepReader:
                     choices = event.get("choices")
                     for raw in choices if isinstance(choices, list) else ():
                         if isinstance(raw, dict):
-                            yield read_choice(raw, self.dialect)
+                            yield read_choice(raw, self.dialect, body["max_tokens"])
         finally:
             if begun and not booked and self.dialect.ids:  # it does not say, or would have with its last event
                 question.sent += len(body["prompt"])
@@ -202,8 +206,8 @@ class StepReader:
 
 def _book_timings(question: Question, timings: dict[str, Any]) -> bool:
     """Prompt tokens of a stream as llama-server counts them; whether it does."""
-    computed, cached = timings.get("prompt_n"), timings.get("cache_n")
-    if not isinstance(computed, int) or not isinstance(cached, int):
+    computed, cached = count(timings.get("prompt_n")), count(timings.get("cache_n"))
+    if computed is None or cached is None:
         return False
     question.sent += computed + cached
     question.cached += cached

@@ -21,6 +21,7 @@ from arts_server.faults import RefusedError, RetryError, ServerError, shorten, s
 from arts_server.keys import Keys
 from arts_server.replicas import Replica, addresses
 from arts_server.transport import Transport
+from arts_server.values import count, number
 from arts_server.vocabulary import whole
 
 log = logging.getLogger(__name__)
@@ -231,8 +232,8 @@ def _read(reply: dict[str, Any], endpoint: Endpoint) -> tuple[float, int]:
     numbers = _numbers(reply, endpoint.path)
     if len(numbers) != endpoint.outputs:
         raise RetryError(f"{endpoint.path} judges by {len(numbers)} numbers, and by {endpoint.outputs} before")
-    tokens = (reply.get("usage") or {}).get("prompt_tokens")
-    return _log_flow(numbers), tokens if isinstance(tokens, int) else 0
+    usage = reply.get("usage")
+    return _log_flow(numbers), (count(usage.get("prompt_tokens")) if isinstance(usage, dict) else None) or 0
 
 
 def _log_flow(numbers: Sequence[float]) -> float:
@@ -255,13 +256,9 @@ def _numbers(reply: dict[str, Any], path: str) -> list[float]:
     found = entry.get("probs" if path == "/classify" else "data")
     if isinstance(found, list) and found and isinstance(found[-1], list):
         found = found[-1]  # one for each token
-    if not isinstance(found, list) or not found or not all(_is_number(number) for number in found):
+    if not isinstance(found, list) or not found:
         raise RetryError(f"{path} gives no judgement of one text: {shown(reply)}")
-    return [float(number) for number in found]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return [number(value, f"{path} gives a judgement") for value in found]
 
 
 def _unmoved(place: Place) -> bool:

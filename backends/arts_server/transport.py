@@ -12,18 +12,22 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing, asynccontextmanager, suppress
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, Protocol, TypeVar, cast
 
 import httpx
 
-from arts_server.faults import RefusedError, RetryError, ServerError, check_status, parse, shorten
+from arts_server.faults import RefusedError, RetryError, ServerError, check_status, parse, reading, shorten
 from arts_server.keys import Keys
 from arts_server.replicas import Replica, choose
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-LONGEST_REPLY = 1 << 28
+LONGEST_REPLY = 1 << 26
+"""Bytes of a reply; a parsed one takes up to thirty times as much memory."""
+LONGEST_LINE = 1 << 22
+"""Bytes of a streamed event, which tells a few tokens."""
 _LONGEST_ERROR = 1 << 16
 _CONNECT = 10.0
 FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
@@ -131,7 +135,9 @@ class Transport:
         if self._client is None:  # bound to the loop that it is made in
             limits = httpx.Limits(max_connections=None, max_keepalive_connections=self.slots)
             waits = httpx.Timeout(None, connect=_CONNECT)
-            self._client = httpx.AsyncClient(timeout=waits, limits=limits, follow_redirects=False)
+            # Cookies would tie requests together, and a server has no need of them.
+            none = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
+            self._client = httpx.AsyncClient(timeout=waits, limits=limits, follow_redirects=False, cookies=none)
         return self._client
 
     async def get(self, replica: Replica, path: str) -> dict[str, Any]:
@@ -149,7 +155,7 @@ class Transport:
     async def _read(self, method: str, replica: Replica, path: str, payload: dict[str, Any] | None) -> dict[str, Any]:
         async with self._open(method, replica, path, payload) as response:
             body = bytearray()
-            async for chunk in response.aiter_bytes():
+            async for chunk in response.aiter_raw():
                 body += chunk
                 if len(body) > LONGEST_REPLY:
                     raise RetryError(f"{replica.root}{path} answers more than {LONGEST_REPLY >> 20} MiB")
@@ -161,7 +167,8 @@ class Transport:
     ) -> AsyncIterator[httpx.Response]:
         """A reply whose status is good. What httpx raises, also while the reply is read, becomes `RetryError`."""
         where = replica.root + path
-        headers = dict(self._headers[replica.root])
+        # A few bytes that are unpacked may fill the memory: nothing is to be packed.
+        headers = {**self._headers[replica.root], "accept-encoding": "identity"}
         # httpx would write text as UTF-8, in which half of a surrogate pair has no place; JSON has an escape for it.
         content = None if payload is None else json.dumps(payload).encode("ascii")
         if content is not None:
@@ -172,9 +179,13 @@ class Transport:
                 asyncio.timeout(self.timeout),
                 self._http().stream(method, where, content=content, headers=headers) as response,
             ):
+                packing = response.headers.get("content-encoding", "").strip().lower()
+                packed = packing not in {"", "identity"}
                 if not response.is_success:
-                    said = await _beginning(response)
+                    said = b"" if packed else await _beginning(response)
                     check_status(response.status_code, response.headers, said, where, self.key_variable)
+                if packed:
+                    raise RetryError(f"{where} packs its reply ({shorten(packing)}), which it was asked not to do")
                 yield response
         except TimeoutError as error:
             raise RetryError(f"{where} took more than {self.timeout:g} s (timeout=)") from error
@@ -205,7 +216,10 @@ class Transport:
 
         async def work(replica: Replica) -> T:
             reply = await self.ask(replica, path, payload)
-            return read(reply) if read else reply  # type: ignore[return-value]
+            if read is None:
+                return reply  # type: ignore[return-value]
+            with reading(f"a reply of {path}"):
+                return read(reply)
 
         return await self.persist(work, of, branches)
 
@@ -284,7 +298,7 @@ class Transport:
 async def _beginning(response: httpx.Response) -> bytes:
     """As much of an error's body as anyone wants to see."""
     body = bytearray()
-    async with aclosing(cast(AsyncGenerator[bytes], response.aiter_bytes())) as chunks:
+    async with aclosing(cast(AsyncGenerator[bytes], response.aiter_raw())) as chunks:
         async for chunk in chunks:
             body += chunk
             if len(body) >= _LONGEST_ERROR:
@@ -295,15 +309,16 @@ async def _beginning(response: httpx.Response) -> bytes:
 async def _lines(response: httpx.Response, where: str) -> AsyncGenerator[bytes]:
     """A reply's lines, as server-sent events have them. (httpx also ends one at U+2028 and the like, which a JSON string may
     hold as it is.)"""
-    rest = bytearray()
-    async with aclosing(cast(AsyncGenerator[bytes], response.aiter_bytes())) as chunks:
+    rest = bytearray()  # without a line's end: only what comes is searched for one
+    async with aclosing(cast(AsyncGenerator[bytes], response.aiter_raw())) as chunks:
         async for chunk in chunks:
-            rest += chunk
-            *whole, rest = rest.split(b"\n")
-            for line in whole:
-                yield bytes(line.rstrip(b"\r"))
-            if len(rest) > LONGEST_REPLY:
-                raise RetryError(f"{where} streams a line of more than {LONGEST_REPLY >> 20} MiB")
+            first, *others = chunk.split(b"\n")
+            rest += first
+            for other in others:
+                yield bytes(rest.rstrip(b"\r"))
+                rest = bytearray(other)
+            if len(rest) > LONGEST_LINE:
+                raise RetryError(f"{where} streams a line of more than {LONGEST_LINE >> 20} MiB")
     if rest:
         yield bytes(rest)
 

@@ -16,8 +16,10 @@ from arts_plugin.ends import END_TOKENS
 from arts_plugin.errors import ModelError, SettingsError
 from arts_plugin.randomness import digest
 from arts_server.dialect import Dialect
-from arts_server.faults import RefusedError, RetryError, shown
+from arts_server.faults import RefusedError, shown
+from arts_server.keys import redact
 from arts_server.transport import Transport
+from arts_server.values import token_ids
 
 log = logging.getLogger(__name__)
 
@@ -229,20 +231,17 @@ class ServerVocabulary:
                     "chat_template_kwargs": self._chat_options,
                 }
                 tokens = self._ask("/tokenize", body, "tokens")
-                return str(self._ask("/detokenize", {"model": self.dialect.model, "tokens": tokens}, "prompt"))
+                return redact(str(self._ask("/detokenize", {"model": self.dialect.model, "tokens": tokens}, "prompt")))
             if self.dialect.tokenizer == "llama-server" and add_generation_prompt:
                 body = {"messages": said, "chat_template_kwargs": self._chat_options}
-                return str(self._ask("/apply-template", body, "prompt"))
+                return redact(str(self._ask("/apply-template", body, "prompt")))
         except RefusedError as error:
             raise ModelError(f"the server's chat template refuses: {error}") from error
         raise ModelError(_NO_TEMPLATE)
 
 
 def _token_list(reply: dict[str, Any]) -> list[int]:
-    tokens = reply.get("tokens")
-    if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
-        raise RetryError(f"/tokenize answers with what is no list of tokens: {shown(reply)}")
-    return tokens
+    return token_ids(reply.get("tokens"), "/tokenize answers")
 
 
 def whole(text: str) -> str:

@@ -12,13 +12,15 @@ import random
 import sys
 from pathlib import Path
 
+from arts_plugin.lines import loads, read_lines
+
 HERE, SIZE = Path(__file__).parent, 200
 
 
 def main(data: Path, trained: Path) -> None:
-    seen = {json.loads(line)["question"] for line in trained.read_text(encoding="utf-8").splitlines()}
+    seen = {loads(line)["question"] for _, line in read_lines(trained)}
     for name in ("svamp.jsonl", "gsm8k_test.jsonl"):
-        rows = [json.loads(line) for line in (data / name).read_text(encoding="utf-8").splitlines()]
+        rows = [loads(line) for _, line in read_lines(data / name)]
         fresh = [row for row in rows if row["question"] not in seen]
         chosen = random.Random(0).sample(fresh, SIZE)
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in chosen)

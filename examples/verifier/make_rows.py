@@ -19,6 +19,8 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
+from arts_plugin.lines import loads, read_lines
+
 GSM8K_TRAIN, GSM8K_TEST, SVAMP_TEST, MULTIARITH_TEST = 260, 110, 122, 122
 MORE_GSM8K_TRAIN, NEW_TEST = 420, 100
 BENCH = Path(__file__).parent.parent / "bench"
@@ -27,8 +29,7 @@ BENCH = Path(__file__).parent.parent / "bench"
 def rows(data: Path, name: str, side: str | None = None) -> list[dict[str, Any]]:
     """Rows of one file, in a seeded order."""
     split = json.loads((data / "split.json").read_text())
-    with (data / f"{name}.jsonl").open(encoding="utf-8") as lines:
-        found = [json.loads(line) for line in lines]
+    found = [loads(line) for _, line in read_lines(data / f"{name}.jsonl")]
     kept = [
         {"id": row["id"], "question": row["question"], "answer": row["answer"]}
         for row in found

@@ -14,7 +14,7 @@ def load(**metadata: Any) -> dict[str, Any]:
     from datasets import Dataset
 
     text = files("arts_tasks").joinpath("arts_demo.jsonl").read_text(encoding="utf-8")
-    return {"test": Dataset.from_list([json.loads(line) for line in text.splitlines()])}
+    return {"test": Dataset.from_list([json.loads(line) for line in text.split("\n") if line])}
 
 
 def doc_to_text(doc: dict[str, Any]) -> str:

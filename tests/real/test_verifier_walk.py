@@ -129,7 +129,7 @@ def test_the_whole_walk(run: Path, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def folder(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A verifier of random weights with an honest card."""
-    from arts_plugin.training.dataset import RunInfo
+    from arts_plugin.run import RunInfo
     from arts_plugin.value_head import ValueHead
 
     tree, info = next(read_trees(run)), RunInfo.read(run)

@@ -207,3 +207,23 @@ def test_the_clock_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     again.tick("c")
     assert clock.seconds(tmp_path) == 8.0
     assert clock.seconds(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "arts delimiter=/",
+        "arts extract=regex:/../../x",
+        "arts delimiter=..",
+        "arts delimiter=\0",
+        "arts " + "x" * 300,
+        "..",
+    ],
+)
+def test_a_methods_folder_is_in_the_comparisons(tmp_path: Path, name: str) -> None:
+    """Its name is what a user wrote, settings and all; others may differ by what no file name can hold."""
+    place = Method(name, {}).folder(tmp_path)
+    assert place.parent == tmp_path and place.name not in {".", ".."}
+    place.mkdir()
+    assert Method(name + "?", {}).folder(tmp_path) != place
+    assert Method("arts width=4 beta=0.5", {}).folder(tmp_path) == tmp_path / "arts width=4 beta=0.5"

@@ -28,6 +28,7 @@ BROKEN = {
     "ImportError": "import no_such_module_anywhere",
     "RuntimeError": "raise RuntimeError('no license')",
     "SystemExit": "import sys; sys.exit('this is a script')",
+    "Leave": "class Leave(BaseException): pass\nraise Leave('what no handler expects')",
     "PluginValidationError": """
         from arts_plugin import hookimpl
 
@@ -110,6 +111,18 @@ def test_an_entry_point_that_leads_nowhere(target: str, install: Install, caplog
     install("astray", None, "astray", target=target)
     assert "arts" in Plugins().registrations("strategy")
     assert len(warnings(caplog, "'astray'")) == 1
+
+
+@pytest.mark.parametrize("value", ["None", "..."])
+def test_an_entry_point_that_is_nothing(value: str, install: Install, caplog: pytest.LogCaptureFixture) -> None:
+    """None would be a name that is blocked, for pluggy, and then nobody would hear of it."""
+    install("empty", f"plugin = {value}", "empty", target="empty_module:plugin")
+    plugins = Plugins()
+    assert "arts" in plugins.registrations("strategy")
+    (warning,) = warnings(caplog, "'empty'")
+    (info,) = (info for info in plugins.infos() if info.name == "empty")
+    assert info.problem is not None and ("is None" if value == "None" else "no hook") in info.problem
+    assert info.problem in warning
 
 
 def test_nobody_takes_a_builtins_place(install: Install, caplog: pytest.LogCaptureFixture) -> None:

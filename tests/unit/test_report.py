@@ -158,7 +158,7 @@ def test_what_is_damaged_is_named_and_left_out(run: Path, caplog: pytest.LogCapt
     lines[7] = "{"
     lines[9] = lines[8]
     ungraded = json.loads(lines[11])
-    ungraded["meta"]["key"] = "unknown"
+    ungraded["meta"]["key"] = "0" * 16
     lines[11] = json.dumps(ungraded)
     (run / "trees.jsonl").write_text("\n".join(lines[:20]) + "\n" + lines[20][:50])
     with caplog.at_level(logging.WARNING):

@@ -185,15 +185,15 @@ def test_several_tasks_are_not_one_figure(tmp_path: Path, told: bool) -> None:
     """Named in the grades, or in the ids that lm-eval's documents have there."""
     pytest.importorskip("matplotlib")
     trees, gold = random_trees(6, 4)
-    ids = {f"key-p{i}": ("gsm8k", "svamp")[i % 2] for i in range(6)}
+    ids = {f"p{i}": ("gsm8k", "svamp")[i % 2] for i in range(6)}
     run = write_run(tmp_path / "run", trees, gold)
     for tree in trees if not told else []:
         del tree.meta["id"]
     (run / "trees.jsonl").write_text("".join(tree.to_json() + "\n" for tree in trees))
     if told:
-        regrade(run, lambda graded: replace(graded, task=ids[graded.key]))
+        regrade(run, lambda graded: replace(graded, task=ids[graded.id]))
     else:
-        regrade(run, lambda graded: replace(graded, id=f"{ids[graded.key]}/{graded.id}"))
+        regrade(run, lambda graded: replace(graded, id=f"{ids[graded.id]}/{graded.id}"))
     assert read_run(run).tasks == ["gsm8k", "svamp"]
     with pytest.raises(ArtsError, match=r"of several tasks \(gsm8k, svamp\).*--task gsm8k"):
         analyse(read_run(run))

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from arts_plugin import features
 from arts_plugin.backend import Prompt
 from arts_plugin.errors import ArtsError, RunFolderError
-from arts_plugin.run import RunFolder, read_trees, versions
+from arts_plugin.run import RunFolder, RunInfo, read_trees, versions
 from arts_plugin.search.job import Job
 from arts_plugin.settings import Settings
 from arts_plugin.tree import ReasoningTree
@@ -28,6 +29,10 @@ def a_tree(text: str) -> ReasoningTree:
     return tree
 
 
+def key_of(name: str) -> str:
+    return f"{ord(name):016x}"
+
+
 def opened(path: Path, settings: Settings | None = None, **model: Any) -> RunFolder:
     return RunFolder(path, settings or Settings(), {**MODEL, **model})
 
@@ -37,8 +42,8 @@ def run(tmp_path: Path) -> Path:
     """A finished run of three trees."""
     path = tmp_path / "deep" / "run"
     folder = opened(path)
-    for key in "abc":
-        folder.put(key, a_tree(key))
+    for name in "abc":
+        folder.put(key_of(name), a_tree(name))
     folder.close()
     return path
 
@@ -47,13 +52,13 @@ def test_trees_come_back(run: Path) -> None:
     before = (run / "trees.jsonl").read_bytes()
     folder = opened(run)
     assert len(folder) == 3
-    for key in "bca":
-        tree = folder.get(key)
-        assert tree is not None and tree.prompt == key and tree.meta["key"] == key
+    for name in "bca":
+        tree = folder.get(key_of(name))
+        assert tree is not None and tree.prompt == name and tree.meta["key"] == key_of(name)
         assert tree.nodes[1].logprob == float("-inf")
-    assert folder.get("d") is None
-    folder.put("d", a_tree("d"))
-    assert folder.get("a") is not None and folder.get("d") is not None
+    assert folder.get(key_of("d")) is None
+    folder.put(key_of("d"), a_tree("d"))
+    assert folder.get(key_of("a")) is not None and folder.get(key_of("d")) is not None
     folder.close()
     assert (run / "trees.jsonl").read_bytes().startswith(before)
     assert [tree.prompt for tree in read_trees(run)] == list("abcd")
@@ -61,7 +66,7 @@ def test_trees_come_back(run: Path) -> None:
 
 def test_written_when_put_returns(tmp_path: Path) -> None:
     folder = opened(tmp_path)
-    folder.put("a", a_tree("a"))
+    folder.put(key_of("a"), a_tree("a"))
     assert [tree.prompt for tree in read_trees(tmp_path)] == ["a"]
     folder.close()
 
@@ -110,6 +115,42 @@ def test_damage_in_the_middle_is_refused_with_its_line(run: Path, line: bytes) -
     opened(run).close()  # the lock went with the failure
 
 
+KEYS = [
+    *(
+        "../../outside",
+        "/tmp/outside",
+        "..",
+        "",
+        "a",
+        "0" * 15,
+        "0" * 17,
+        "A" * 16,
+        "0" * 15 + "/",
+        "0" * 15 + "\n",
+        "\u0660" * 16,
+    ),
+    *("0" * 15 + "\0", 1234567890123456, ["0" * 16], {"a": 1}, True, 1.5),
+]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_key_leads_nowhere_but_into_the_run(run: Path, key: Any) -> None:
+    """A key becomes the name of a file: it is 16 hexadecimal digits, wherever a tree is read and wherever a path is made."""
+    file = run / "trees.jsonl"
+    record = json.loads(file.read_bytes().splitlines()[0])
+    record["meta"]["key"] = key
+    line = json.dumps(record).encode()
+    with pytest.raises(ArtsError, match="is not 16 hexadecimal digits"):
+        ReasoningTree.from_json(line)
+    with pytest.raises(ArtsError, match="is not 16 hexadecimal digits"):
+        features.file_of(run, key)
+    file.write_bytes(file.read_bytes() + line + b"\n")
+    with pytest.raises(ArtsError, match=r"line 4.*is not 16 hexadecimal digits.*Delete that line"):
+        list(read_trees(run))
+    with pytest.raises(RunFolderError, match=r"line 4.*is not 16 hexadecimal digits.*Delete that line"):
+        opened(run)
+
+
 def test_a_second_process_is_refused(tmp_path: Path) -> None:
     program = """
         import sys
@@ -123,7 +164,7 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
     """
     command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)]
     folder = opened(tmp_path)
-    folder.put("a", a_tree("a"))
+    folder.put(key_of("a"), a_tree("a"))
     refused = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "another process" in refused.stdout and str(tmp_path) in refused.stdout
     folder.close()
@@ -160,12 +201,39 @@ def test_where_and_how_fast_may_differ(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"settings": {}, "model": null}', '{"settings": 3, "model": {}}']
+    "text",
+    [
+        *(
+            "",
+            "{",
+            "[]",
+            "{}",
+            '{"settings": {}, "model": null}',
+            '{"settings": 3, "model": {}}',
+            "null",
+            "\xff",
+            "[" * 10**5,
+        ),
+        *('{"settings": {}, "model": {"digest": "d"}, "verifier": 3}', '{"settings": [], "model": {"digest": "d"}}'),
+    ],
 )
 def test_damaged_record(run: Path, text: str) -> None:
     (run / "run.json").write_text(text, encoding="utf-8")
-    with pytest.raises(RunFolderError, match=r"run\.json cannot be read"):
+    with pytest.raises(
+        RunFolderError, match=r"run\.json cannot be read.*Put back what was there, or use another trace="
+    ):
         opened(run)
+    with pytest.raises(ArtsError, match=r"run\.json cannot be read"):
+        RunInfo.read(run)
+
+
+def test_a_run_without_a_verifier(run: Path) -> None:
+    """Also where that is said by null, as older tools and people write it."""
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "verifier": None}))
+    folder = opened(run)
+    assert len(folder) == 3
+    folder.close()
 
 
 def test_trees_of_unknown_settings(run: Path) -> None:

@@ -22,7 +22,7 @@ from arts_plugin.plugins import Plugins
 from arts_plugin.run import RunFolder, read_trees
 from arts_plugin.serve import answers, app
 from arts_plugin.serve.decided import Teller
-from arts_plugin.serve.protocol import read
+from arts_plugin.serve.protocol import Limits, read
 from arts_plugin.serve.service import News, Service
 from arts_plugin.settings import Settings
 from arts_plugin.tree import ReasoningTree
@@ -144,6 +144,19 @@ class TestEngine:
             reply = served.chat("five", stream=stream)
             assert (reply.status_code, reply.json()["error"]["type"]) == (503, "server_error")
             assert "retry-after" in reply.headers
+
+    @pytest.mark.parametrize("limit", [40, 77, 5000])
+    @pytest.mark.parametrize("strategy", ["best_of_n", "arts"])
+    def test_tokens_of_whole_traces_are_within_the_limit(
+        self, strategy: str, limit: int, serve: Serve, upstream: ScriptedServer
+    ) -> None:
+        """A chain is asked for whole, and counts whole before it is asked for."""
+        served = behind(serve, upstream, strategy=strategy, limits=Limits(tokens=limit))
+        generated: list[int] = []
+        upstream.alter = lambda choice: generated.append(len(choice["token_ids"]))
+        reply = served.chat("q", arts={"budget_trajectories": 30}).json()
+        assert 0 < reply["usage"]["completion_tokens"] <= sum(generated) <= limit
+        assert reply["arts"]["ended_by"] == ("budget_tokens" if limit < 5000 else "budget_trajectories")
 
     def test_half_a_character(self, serve: Serve, upstream: ScriptedServer) -> None:
         """It can be sent nowhere; those whose requests are under way do not suffer for it."""

@@ -229,3 +229,51 @@ def test_what_lm_eval_makes_of_model_args(arguments: str, name: str, result: Any
     found = getattr(Settings.of(simple_parse_args_string(arguments)), name)
     assert found == result
     assert type(found) is type(result)
+
+
+NAMES = [
+    "model",
+    "trace",
+    "verifier",
+    "verifier_model",
+    "lora",
+    "chat_template",
+    "grammar",
+    "json_schema",
+    "revision",
+    "device",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("a\0b", "NUL"),
+        ("a\ud800b", "half of a surrogate pair"),
+        ("n" * 256, "256 bytes"),
+        ("/tmp/" + "\u00e9" * 128, "256 bytes"),
+        ("~nobody-of-that-name/file", "no user of that name"),
+        ("d/" * 3000, "file systems take 255 and 4095"),
+    ],
+)
+def test_names_that_no_file_can_have(name: str, value: str, said: str) -> None:
+    """In front of everything that would look for them."""
+    with pytest.raises(SettingsError, match=f"{name} is .*{said}") as error:
+        Settings.of({name: value})
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("name", ["delimiter", "think_end_token", "extract"])
+@pytest.mark.parametrize("half", ["\ud800", "\udfff", "a\udce9", "\ude00\ud83d", "\\ud800"])
+def test_texts_that_nobody_writes(name: str, half: str) -> None:
+    if "\\" in half and name != "delimiter":  # the one that is unescaped
+        return
+    with pytest.raises(SettingsError, match="half of a surrogate pair"):
+        Settings.of({name: half})
+
+
+def test_odd_names_that_files_may_have() -> None:
+    """Bytes that are no UTF-8 come from a shell as such; and a text may hold what no name can."""
+    assert Settings.of(model="caf\udce9.gguf", trace="n" * 255).model == "caf\udce9.gguf"
+    assert Settings.of(delimiter="\\0", think_end_token="x" * 300).delimiter == "\0"

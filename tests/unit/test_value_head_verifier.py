@@ -134,7 +134,7 @@ def test_card_and_head_survive_the_disk(tmp_path: Path) -> None:
         (lambda f: (f / "arts_verifier.json").write_text("{}"), "is damaged"),
         (lambda f: (f / "value_head.safetensors").unlink(), "no value_head"),
         (lambda f: card(feature="mean_last").save(f), "by its card it should read 24"),
-        (lambda f: card(link="eval").save(f), "'eval' is none of"),
+        (lambda f: card(link="eval").save(f), "link is 'eval'; it must be 'identity' or 'log_sigmoid'"),
         (
             lambda f: (f / "arts_verifier.json").write_text(
                 (f / "arts_verifier.json").read_text().replace('t": 1', 't": 9', 1)

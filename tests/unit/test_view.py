@@ -113,7 +113,7 @@ def test_what_is_odd(run: Path, tmp_path: Path) -> None:
     lines = (run / "trees.jsonl").read_text().splitlines()
     broken = json.loads(lines[0])
     broken["nodes"][2]["log_flow"], broken["nodes"][2]["scores"] = "nan", {"rfm": "inf"}
-    refused = ReasoningTree(prompt="long", error="the prompt is too long", meta={"key": "k", "id": "r"})
+    refused = ReasoningTree(prompt="long", error="the prompt is too long", meta={"key": "f" * 16, "id": "r"})
     (run / "trees.jsonl").write_text(
         "\n".join([json.dumps(broken), "{", lines[2], lines[2], refused.to_json(), lines[3][:40]])
     )
