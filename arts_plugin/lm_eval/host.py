@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from lm_eval.api import registry
 from lm_eval.api import task as tasks
 
 _SCORERS = hasattr(tasks, "GenerateTask")
@@ -69,3 +71,44 @@ def _named(name: str) -> Any:
 
     made_by_process_results.__name__ = name
     return made_by_process_results
+
+
+def repeated(responses: Sequence[str], kind: Callable[[str, Sequence[str]], Any]) -> Any:
+    """All responses of a document, for a pipeline that ends here: a list, or one value of `kind` where lm-eval expects that."""
+    return list(responses) if _SCORERS else kind(responses[0], responses)
+
+
+def score(value: float) -> Any:
+    """A metric's value for a document as lm-eval wants it."""
+    return [value] if _SCORERS else value
+
+
+def metric_names() -> list[str]:
+    """Every registered metric."""
+    return list(registry.metric_registry.keys())
+
+
+def metric_function(name: str) -> Callable[..., Any] | None:
+    """function(references=, predictions=, ...) of lm-eval's metric `name`; None where nobody registered it."""
+    if name not in registry.metric_registry:
+        return None
+    found: Any = registry.metric_registry.get(name)
+    function: Callable[..., Any] = found.fn if _SCORERS else found
+    return function
+
+
+def declared(name: str, function: Callable[..., Any]) -> Any:
+    """What an entry point of the group `lm_eval.metrics` names: a metric that is averaged, of which more is better.
+
+    lm-eval's decorator would say the same, but registers the name as well, which the entry point has taken by then.
+    """
+    if _SCORERS:
+        from lm_eval.api.metrics import Metric, mean
+
+        return Metric(name=name, fn=function, aggregation=mean, output_type={"generate_until"})
+    from lm_eval.api.metrics import mean
+
+    for known, value in ((registry.metric_agg_registry, mean), (registry.higher_is_better_registry, True)):
+        if name not in known:
+            known.register(name, target=value)
+    return function
