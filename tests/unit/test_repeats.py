@@ -194,8 +194,11 @@ def test_several_right_answers_are_refused_with_the_way_out(manager: TaskManager
 def test_the_example_runs_as_it_stands(manager: TaskManager) -> None:
     (example,) = yaml.safe_load((ROOT / "examples" / "repeats" / "gsm8k_repeats.yaml").read_text())["task"]
     assert example.pop("task") == "gsm8k"
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("### pass@k and maj@k of any task", 1)[1]
+    shown = yaml.safe_load(section.split("```yaml\n", 1)[1].split("```", 1)[0])
     texts = [["That is 20 - 2 = 18.\n#### 18", "17", "$18.", *["It is 7."] * 13]]
-    found = evaluate(manager, texts, ["20 - 2 = 18\n#### 18"], **example)
-    assert found["exact_match,flexible-extract"] == 1.0
-    assert found["pass@1,flexible-extract"] == pytest.approx(2 / 16)
-    assert found["pass@16,flexible-extract"] == 1.0 and found["maj@16,flexible-extract"] == 0.0
+    for config in (example, shown):
+        found = evaluate(manager, texts, ["20 - 2 = 18\n#### 18"], **config)
+        assert found["exact_match,flexible-extract"] == 1.0
+        assert found["pass@1,flexible-extract"] == pytest.approx(2 / 16)
+        assert found["pass@16,flexible-extract"] == 1.0 and found["maj@16,flexible-extract"] == 0.0
