@@ -121,12 +121,15 @@ def _judge(task: Any, instance: Any, think_end: str | None, stops: Sequence[str]
 
 
 def _right(task: Any, instance: Any, text: str) -> bool:
+    from arts_plugin.lm_eval.releases import pipelines, scores, unwrapped
+
     instance.resps, instance.filtered_resps = [text], {}
     metric = next(iter(task.config.metric_list or [{"metric": None}]))["metric"]
-    for ensemble in task._filters:
-        ensemble.apply([instance])
-    for response in instance.filtered_resps.values():
-        found = task.process_results(instance.doc, [response])
+    for pipeline in pipelines(task):
+        pipeline.apply([instance])
+    for name, filtered in instance.filtered_resps.items():
+        response = unwrapped(filtered)
+        found = scores(task, task.process_results(instance.doc, [response]), instance.doc, response, name)
         value = found.get(metric, next(iter(found.values()), 0.0))
         if isinstance(value, int | float) and value > 0.5:
             return True

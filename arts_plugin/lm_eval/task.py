@@ -20,11 +20,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lm_eval.api.metrics import mean
-from lm_eval.api.task import ConfigurableTask
 
 from arts_plugin.answers.extract import extract_auto
 from arts_plugin.errors import ArtsError, did_you_mean
 from arts_plugin.evaluation.search_metrics import Values, ratio, ratio_stderr
+from arts_plugin.lm_eval import releases
 from arts_plugin.lm_eval.entries import COSTS, Entries, Entry, figures
 from arts_plugin.lm_eval.labels import Labels
 from arts_plugin.lm_eval.requests import attach, own_settings
@@ -38,7 +38,7 @@ _INVALID = "[invalid]"
 """What lm-eval's regex filter gives where it finds nothing."""
 
 
-class TreeSearchTask(ConfigurableTask):
+class TreeSearchTask(releases.GenerateTask):
     """See the module. Keys of its own, beside those of any task:
 
     - `base`: the stock task: a file in lm-eval's task folder or a name. Without it, the YAML is the whole task.
@@ -78,11 +78,12 @@ class TreeSearchTask(ConfigurableTask):
         self._kinds: dict[str, bool] = {}
         self._labels = Labels()
         self._reported = self.ks
+        merged["metric_list"] = releases.metric_list(merged)
         super().__init__(config=merged, **others)
         self.filter_name = self._filter_of(own["filter"])
 
     def _filter_of(self, name: str | None) -> str:
-        names = [ensemble.name for ensemble in self._filters]
+        names = [pipeline.name for pipeline in releases.pipelines(self)]
         if name is not None and name not in names:
             raise ArtsError(
                 f"filter of {self.config.task} is {name!r}; it has {', '.join(names)}{did_you_mean(name, names)}"
@@ -153,11 +154,12 @@ class TreeSearchTask(ConfigurableTask):
             "filter": self.filter_name,
         }
 
-    def build_all_requests(self, **keywords: Any) -> None:
+    def build_all_requests(self, **keywords: Any) -> Any:
         """lm-eval's requests, with the task's own settings: also those that were pickled with others."""
-        super().build_all_requests(**keywords)
+        made = super().build_all_requests(**keywords)
         for instance in self._instances:
             attach(instance, self.arts)
+        return made
 
     def construct_requests(self, doc: dict[str, Any], ctx: Any, **keywords: Any) -> Any:
         """lm-eval's request, with the task's own settings."""
@@ -172,28 +174,31 @@ class TreeSearchTask(ConfigurableTask):
         self._check_cached()
         clones: list[Any] = []
         spans: list[tuple[Any, list[dict[str, Any]], int]] = []
+        labelled: list[Entries] = []
         for instance in self._instances:
             found = _trajectories(instance.resps)
             spans.append((instance, found, len(clones)))
             for text in [str(instance.resps[0]), *(trajectory["text"] for trajectory in found)]:
                 clones.append(_alone(instance, text))
-        for ensemble in self._filters:
-            ensemble.apply(clones)
+        for pipeline in releases.pipelines(self):
+            pipeline.apply(clones)
         for instance, found, start in spans:
             of_answer, *of_found = clones[start : start + 1 + len(found)]
             for number, (name, chosen) in enumerate(of_answer.filtered_resps.items()):
                 entries = Entries(
-                    self._entry(instance.doc, trajectory, clone.filtered_resps[name])
+                    self._entry(instance.doc, trajectory, releases.unwrapped(clone.filtered_resps[name]))
                     for trajectory, clone in zip(found, of_found, strict=True)
                 )
                 answer = instance.resps[0]
-                entries.chosen, entries.filter = chosen, name
+                entries.chosen, entries.filter = releases.unwrapped(chosen), name
                 entries.search = getattr(answer, "search", {})
                 entries.id = f"{self.config.task}/{instance.doc.get('id') or instance.doc_id}"
                 # What a search cost is said once, however many filters look at it.
                 entries.cost = getattr(answer, "cost", {}) if number == 0 else {}
-                instance.filtered_resps[name] = entries
-        self._say_odd([instance.filtered_resps[self.filter_name] for instance, _, _ in spans])
+                instance.filtered_resps[name] = releases.wrapped(entries)
+                if name == self.filter_name:
+                    labelled.append(entries)
+        self._say_odd(labelled)
         self._count([found for _, found, _ in spans])
 
     def _check_cached(self) -> None:
@@ -256,9 +261,9 @@ class TreeSearchTask(ConfigurableTask):
             ArtsError: the task lacks its `metric`.
         """
         clone = _alone(instance, text)
-        next(ensemble for ensemble in self._filters if ensemble.name == self.filter_name).apply([clone])
-        response = clone.filtered_resps[self.filter_name]
-        right = self._right(super().process_results(clone.doc, [response]))
+        next(pipeline for pipeline in releases.pipelines(self) if pipeline.name == self.filter_name).apply([clone])
+        response = releases.unwrapped(clone.filtered_resps[self.filter_name])
+        right = self._right(self._scores(clone.doc, response, self.filter_name))
         return right, self._vote_of(clone.doc, text, response)
 
     # From trajectories to figures.
@@ -266,19 +271,22 @@ class TreeSearchTask(ConfigurableTask):
         """The stock metrics of the answer, and the search's; of a plain string, which no filter of ours made, the stock's."""
         entries = results[0]
         if not isinstance(entries, Entries):
-            return dict(super().process_results(doc, results))
-        stock: dict[str, Any] = super().process_results(doc, [entries.chosen])
-        if "bypass" in self._metric_fn_list:  # --predict_only
+            return self._scores(doc, entries, self.filter_name)
+        stock = self._scores(doc, entries.chosen, entries.filter)
+        if releases.only_predicts(self):
             return stock
         known: dict[str, bool] = {}
         for entry in entries:
             key = str(entry["response"])
             if key not in known:
-                known[key] = self._right(super().process_results(doc, [entry["response"]]))
+                known[key] = self._right(self._scores(doc, entry["response"], entries.filter))
             entry["correct"] = known[key]
         if entries.filter == self.filter_name:
             self._label(doc, entries)
         return {**stock, **self._noted(figures(entries, self._reported))}
+
+    def _scores(self, doc: dict[str, Any], response: Any, pipeline: str) -> dict[str, Any]:
+        return releases.scores(self, super().process_results(doc, [response]), doc, response, pipeline)
 
     def _label(self, doc: dict[str, Any], entries: Entries) -> None:
         """Note for the run folder what is right and what votes."""
@@ -312,7 +320,7 @@ class TreeSearchTask(ConfigurableTask):
             pair = isinstance(value, tuple)
             self._kinds[name] = pair
             found[name] = value
-            if pair:  # lm-eval knows no standard error of a ratio, and prints what it is given under this name
+            if pair and not releases.BOOTSTRAPS_RATIOS:  # it prints what it is given under this name
                 found[f"{name}_stderr"] = value
         return found
 

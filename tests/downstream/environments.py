@@ -1,7 +1,8 @@
-"""Environments where nothing but the shim's three files says that arts-plugin exists.
+"""Environments where nothing but the start-up files and what they import says that arts-plugin exists.
 
-Each environment is a small venv, so the shim starts the way it does for a user. The stand-in lm-eval is a few lines,
-which a test can make misbehave.
+Each environment is a small venv, so the start-up file is read the way it is for a user. The stand-in lm-eval is a few
+lines, which a test can make misbehave: `STAND_IN` looks for no plugins, as up to 0.4.13, and `DISCOVERING` does what
+the tests of lm-eval's main branch ask for.
 """
 
 import json
@@ -16,6 +17,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 SHIM = ("arts_plugin_autoload.pth", "arts_plugin_autoload.start", "_arts_plugin_autoload.py")
+PACKAGE = ("__init__.py", "errors.py", "autoload/__init__.py", "autoload/hooks.py", "lm_eval/__init__.py")
+"""What the hook imports of the package, and the way in that needs no start-up file."""
 
 ENTRY_POINTS = """
     [lm_eval.models]
@@ -30,6 +33,8 @@ ENTRY_POINTS = """
     [lm_eval.aggregations]
     arts_aggregation = arts_probe:aggregation
     mean = arts_probe:Usurper
+    [lm_eval.tasks]
+    arts = arts_tasks
     [lm_eval.unheard_of]
     arts_other = arts_probe:Usurper
 """
@@ -64,6 +69,81 @@ STAND_IN = {
             def __init__(self, verbosity=None, include_path=None, include_defaults=True):
                 self.verbosity = verbosity
                 self.include_path = include_path
+                self.searched = ["built-in"] if include_defaults else []
+                if include_path:
+                    self.searched += include_path if isinstance(include_path, (list, tuple)) else [include_path]
+    """,
+}
+
+DISCOVERING = {
+    **STAND_IN,
+    "lm_eval/api/registry.py": """
+        import importlib.metadata as md
+
+        class Registry:
+            def __init__(self, name):
+                self._name, self._objs = name, {}
+
+            def __contains__(self, alias):
+                return alias in self._objs
+
+            def keys(self):
+                return self._objs.keys()
+
+            def setdefault(self, alias, target):
+                return self._objs.setdefault(alias, target)
+
+            def register(self, alias, target):
+                current = self._objs.get(alias)
+                if current is not None and current != target:
+                    raise ValueError(f"{self._name!r} alias {alias!r} already registered")
+                self._objs[alias] = target
+
+            def get(self, alias):
+                if isinstance(self._objs[alias], md.EntryPoint):
+                    self._objs[alias] = self._objs[alias].load()
+                return self._objs[alias]
+
+        model_registry, filter_registry, metric_registry, aggregation_registry = (
+            Registry(kind) for kind in ("model", "filter", "metric", "aggregation")
+        )
+        _loaded_plugin_groups = set()
+
+        def load_plugins(group, registry):
+            if group in _loaded_plugin_groups:
+                return []
+            _loaded_plugin_groups.add(group)
+            found = [point for point in md.entry_points(group=group) if point.name not in registry]
+            for point in found:
+                registry.register(point.name, target=point)
+            return [point.name for point in found]
+
+        def get_model(name):
+            load_plugins("lm_eval.models", model_registry)
+            return model_registry.get(name)
+    """,
+    "lm_eval/tasks/manager.py": """
+        import functools
+        import importlib.metadata as md
+        from importlib.util import find_spec
+        from pathlib import Path
+
+        TASKS_ENTRY_POINT_GROUP = "lm_eval.tasks"
+
+        def _resolve_task_dir(value):
+            return Path(next(iter(find_spec(value).submodule_search_locations))).resolve()
+
+        @functools.cache
+        def discover_plugin_task_paths():
+            return [_resolve_task_dir(point.value) for point in md.entry_points(group=TASKS_ENTRY_POINT_GROUP)]
+
+        class TaskManager:
+            def __init__(self, verbosity=None, include_path=None, include_defaults=True):
+                self.include_path = include_path
+                self.searched = ["built-in"] if include_defaults else []
+                self.searched += map(str, discover_plugin_task_paths())
+                if include_path:
+                    self.searched += include_path if isinstance(include_path, (list, tuple)) else [include_path]
     """,
 }
 
@@ -115,6 +195,9 @@ def new_environment(folder: Path) -> Environment:
         (environment.site,) = folder.glob("lib/python*/site-packages")
     for name in SHIM:
         shutil.copy(ROOT / "arts_plugin" / "autoload" / name, environment.site / name)
+    for name in PACKAGE:
+        (environment.site / "arts_plugin" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / "arts_plugin" / name, environment.site / "arts_plugin" / name)
     environment.write(
         {
             "arts_plugin-0.1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: arts-plugin\nVersion: 0.1.0\n",

@@ -1,5 +1,6 @@
 """The start-up shim with a stand-in lm-eval: what it registers, and what it leaves alone."""
 
+import ast
 import pkgutil
 import shutil
 import sys
@@ -9,17 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.downstream.environments import IMPORT_ALL, REGISTERED, ROOT, SHIM, Environment
+from tests.downstream.environments import DISCOVERING, IMPORT_ALL, REGISTERED, ROOT, SHIM, Environment
 
 
-def test_start_costs_one_small_module(environment: Environment) -> None:
-    modules = "import sys; names = sorted(sys.modules); import json; print(json.dumps(names))"
-    on = environment.tell(code=modules)
-    off = environment.tell(code=modules, ARTS_NO_AUTOLOAD="1")
-    added = set(on) - set(off)
-    # From 3.15 on it is site that imports pkgutil, for the .start file, before our switch is read.
-    assert added == {"_arts_plugin_autoload"} if sys.version_info < (3, 15) else added <= {"_arts_plugin_autoload"}
-    assert not {"importlib.metadata", "inspect", "pathlib", "lm_eval", "arts_plugin", "arts_tasks"} & set(on)
+def test_a_start_imports_nothing(environment: Environment) -> None:
+    code = "import json, sys; print(json.dumps([sorted(sys.modules), [type(f).__name__ for f in sys.meta_path]]))"
+    on, finders = environment.tell(code=code)
+    off, without = environment.tell(code=code, ARTS_NO_AUTOLOAD="1")
+    # From 3.15 on, a .start file names a module.
+    assert set(on) - set(off) <= ({"_arts_plugin_autoload"} if sys.version_info >= (3, 15) else set())
+    assert finders == ["Finder", *without]
+
+
+BUILT_IN = {"model": ["hf"], "filter": ["take_first"], "metric": ["exact_match"], "aggregation": ["mean"]}
 
 
 @pytest.mark.parametrize("flags", [(), ("-I",), ("-E", "-W", "error")])
@@ -37,9 +40,9 @@ def test_components_are_registered_with_their_modules(environment: Environment, 
             "kept": [registry.model_registry["hf"], registry.filter_registry["take_first"],
                      registry.metric_registry["exact_match"], registry.aggregation_registry["mean"]],
             "restored": all(m.__spec__.loader is m.__loader__ and type(m.__loader__) is unhooked for m in hooked),
-            "loaded": sorted({"arts_probe", "arts_tasks", "arts_plugin"} & set(sys.modules)),
+            "loaded": sorted(m for m in sys.modules if m.startswith("arts_")),
             "init": TaskManager.__init__.__name__,
-            "include_path": TaskManager().include_path,
+            "searched": TaskManager().searched,
         }))
     """)
     on = environment.tell(*flags, code=code)
@@ -53,9 +56,9 @@ def test_components_are_registered_with_their_modules(environment: Environment, 
         "placeholder": [True, "arts_probe:Model", "lm_eval.models"],
         "kept": ["built-in"] * 4,
         "restored": True,
-        "loaded": [],
+        "loaded": ["arts_plugin", "arts_plugin.autoload", "arts_plugin.autoload.hooks", "arts_plugin.errors"],
         "init": "__init__",
-        "include_path": [str(environment.site / "arts_tasks")],
+        "searched": ["built-in", str(environment.site / "arts_tasks")],
     }
 
 
@@ -63,11 +66,11 @@ def test_components_are_registered_with_their_modules(environment: Environment, 
 def test_the_switch_turns_everything_off(environment: Environment, flags: tuple[str, ...]) -> None:
     code = f"{IMPORT_ALL}{REGISTERED}" + textwrap.dedent("""
         finders = sum(getattr(f, "arts_plugin_autoload", False) is True for f in sys.meta_path)
-        print(json.dumps([names, finders, lm_eval.tasks.TaskManager().include_path]))
+        print(json.dumps([names, finders, lm_eval.tasks.TaskManager().searched]))
     """)
-    names, finders, include_path = environment.tell(*flags, code=code, ARTS_NO_AUTOLOAD="1")
-    assert names == {"model": ["hf"], "filter": ["take_first"], "metric": ["exact_match"], "aggregation": ["mean"]}
-    assert (finders, include_path) == (0, None)
+    names, finders, searched = environment.tell(*flags, code=code, ARTS_NO_AUTOLOAD="1")
+    assert names == BUILT_IN
+    assert (finders, searched) == (0, ["built-in"])
 
 
 def test_the_users_include_path_stays_on_top(environment: Environment) -> None:
@@ -75,30 +78,52 @@ def test_the_users_include_path_stays_on_top(environment: Environment) -> None:
         import json
         from pathlib import Path
         from lm_eval.tasks import TaskManager
-        ours = TaskManager().include_path[0]
+        ours = TaskManager().searched[-1]
         given = [None, "", [], "mine", Path("mine"), ["mine", Path("other")], ("mine",), ours, ["mine", Path(ours)]]
-        seen = [TaskManager(include_path=path).include_path for path in given]
-        seen.append(TaskManager("INFO", "mine").include_path)  # by position
+        seen = [TaskManager(include_path=path) for path in given]
+        told = [manager.include_path == path for manager, path in zip(seen, given)]
+        seen.append(TaskManager("INFO", "mine"))  # by position
 
         class Mine(TaskManager):
             def __init__(self):
                 super().__init__(include_path="mine", verbosity="INFO")
 
-        seen.append(Mine().include_path)
+        seen.append(Mine())
         try:
             TaskManager(no_such_argument=1)
         except TypeError as problem:
-            seen.append("no_such_argument" in str(problem))
-        print(json.dumps([ours, seen], default=lambda path: {"path": str(path)}))
+            told.append("no_such_argument" in str(problem))
+        print(json.dumps([ours, [m.searched for m in seen], told], default=lambda path: {"path": str(path)}))
     """)
-    ours, seen = environment.tell(code=code)
+    ours, seen, told = environment.tell(code=code)
     mine = {"path": "mine"}
     assert ours == str(environment.site / "arts_tasks")
+    assert {searched.pop(0) for searched in seen} == {"built-in"}
     assert seen[:3] == [[ours]] * 3
     assert seen[3:7] == [[ours, "mine"], [ours, mine], [ours, "mine", {"path": "other"}], [ours, "mine"]]
     # Named by the user, our folder stays where the user put it, once.
-    assert seen[7:9] == [ours, ["mine", {"path": ours}]]
-    assert seen[9:] == [[ours, "mine"], [ours, "mine"], True]
+    assert seen[7:9] == [[ours], ["mine", {"path": ours}]]
+    assert seen[9:] == [[ours, "mine"], [ours, "mine"]]
+    assert told == [True] * 10
+
+
+@pytest.mark.parametrize("arguments", ["include_path='mine', include_defaults=False", "None, 'mine', False"])
+def test_a_manager_without_defaults_searches_only_what_it_was_given(environment: Environment, arguments: str) -> None:
+    code = f"import json; from lm_eval.tasks import TaskManager; print(json.dumps(TaskManager({arguments}).searched))"
+    assert environment.tell(code=code) == ["mine"]
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_importing_the_package_is_a_way_in_without_start_up_files(environment: Environment, before: bool) -> None:
+    """Folders of `pip install --target` and of PYTHONPATH: Python reads no .pth file there."""
+    for name in SHIM:
+        (environment.site / name).unlink()
+    ours = "import arts_plugin.lm_eval\n"
+    code = (ours if before else "") + IMPORT_ALL + ("" if before else ours) + REGISTERED
+    code += "from lm_eval.tasks import TaskManager\nprint(json.dumps([names['model'], names['metric'], TaskManager().searched]))"
+    assert environment.tell(code=code) == [
+        ["arts", "hf"], ["arts_metric", "exact_match"], ["built-in", str(environment.site / "arts_tasks")]
+    ]  # fmt: skip
 
 
 def test_two_copies_register_once(environment: Environment, tmp_path: Path) -> None:
@@ -117,19 +142,20 @@ def test_two_copies_register_once(environment: Environment, tmp_path: Path) -> N
         pkgutil.resolve_name("_arts_plugin_autoload:install")()
         finders = sum(getattr(f, "arts_plugin_autoload", False) is True for f in sys.meta_path)
         # And should a second finder get in all the same:
-        sys.meta_path.insert(0, another._Finder())
+        sys.meta_path.insert(0, another.Finder())
         {IMPORT_ALL.strip()}
         importlib.reload(lm_eval.models)
         manager = importlib.reload(lm_eval.tasks.manager)
-        once = manager.TaskManager().include_path
-        another._add_task_folder(manager)
+        once = manager.TaskManager().searched
+        from arts_plugin.autoload import hooks
+        hooks._add_task_folder(manager)
         wrapped = manager.TaskManager.__init__.__wrapped__
     """)
     code += REGISTERED + "print(json.dumps([finders, names['model'], once, hasattr(wrapped, '__wrapped__')]))"
     finders, models, once, twice = environment.tell(code=code)
     assert finders == 1
     assert models == ["arts", "hf"]
-    assert len(once) == 1
+    assert len(once) == 2
     assert not twice
 
 
@@ -181,19 +207,33 @@ def test_a_hooked_spec_still_answers_for_its_loader(environment: Environment) ->
 
 
 def test_an_lm_eval_that_discovers_plugins_is_left_alone(environment: Environment) -> None:
-    with (environment.site / "lm_eval/api/registry.py").open("a", encoding="utf-8") as file:
-        file.write("\n\ndef load_plugins(group, registry):\n    return []\n")
-    code = f"{IMPORT_ALL}{REGISTERED}print(json.dumps([names, lm_eval.tasks.TaskManager().include_path]))"
-    names, include_path = environment.tell(code=code)
-    assert names == {"model": ["hf"], "filter": ["take_first"], "metric": ["exact_match"], "aggregation": ["mean"]}
-    # It has no such thing for tasks.
-    assert include_path == [str(environment.site / "arts_tasks")]
+    environment.write(DISCOVERING)
+    environment.write({"arts_probe.py": "class Model:\n    pass\n"})
+    code = f"{IMPORT_ALL}{REGISTERED}" + textwrap.dedent("""
+        from lm_eval.tasks import TaskManager
+        found = registry.get_model("arts").__module__
+        managers = [TaskManager(), TaskManager(include_path="mine"), TaskManager(include_defaults=False)]
+        print(json.dumps([names, found, [manager.searched for manager in managers], [m.include_path for m in managers],
+                          hasattr(TaskManager.__init__, "__wrapped__")]))
+    """)
+    names, found, searched, given, wrapped = environment.tell(code=code)
+    ours = str((environment.site / "arts_tasks").resolve())
+    assert names == BUILT_IN
+    assert found == "arts_probe"
+    # Ours are there once, through the entry point, and it is the host that says when.
+    assert searched == [["built-in", ours], ["built-in", ours, "mine"], [ours]]
+    assert (given, wrapped) == ([None, "mine", None], False)
 
 
 def test_the_files_have_the_form_that_site_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = ROOT / "arts_plugin" / "autoload"
     (line,) = (folder / SHIM[0]).read_text(encoding="ascii").splitlines()
-    assert line.startswith("import ")
+    imports, command = ast.parse(line).body
+    assert isinstance(imports, ast.Import) and isinstance(command, ast.Expr) and isinstance(command.value, ast.Call)
+    (text,) = command.value.args
+    inline, _ = ast.parse(ast.literal_eval(text)).body
+    finder = next(node for node in ast.parse((folder / SHIM[2]).read_text()).body if isinstance(node, ast.ClassDef))
+    assert ast.dump(inline) == ast.dump(finder)
     (entry,) = (x for x in (folder / SHIM[1]).read_text(encoding="ascii").splitlines() if not x.startswith("#"))
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.delitem(sys.modules, "_arts_plugin_autoload", raising=False)
@@ -212,7 +252,9 @@ def test_the_files_have_the_form_that_site_reads(monkeypatch: pytest.MonkeyPatch
 def test_every_group_we_declare_is_served() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     declared = {group for group in project["project"]["entry-points"] if group.startswith("lm_eval.")}
-    served = {"lm_eval.models", "lm_eval.filters", "lm_eval.metrics", "lm_eval.aggregations"}
-    assert "lm_eval.models" in declared <= served
+    served = {"lm_eval.models", "lm_eval.filters", "lm_eval.metrics", "lm_eval.aggregations", "lm_eval.tasks"}
+    assert {"lm_eval.models", "lm_eval.tasks"} <= declared <= served
+    # The value names a package, which is the folder to search; nothing is loaded from it.
+    assert project["project"]["entry-points"]["lm_eval.tasks"] == {"arts": "arts_tasks"}
     included = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
     assert included == {f"arts_plugin/autoload/{name}": name for name in SHIM}

@@ -2,13 +2,12 @@
 
 import json
 import shutil
-import sys
 import textwrap
 from collections.abc import Callable
 
 import pytest
 
-from tests.downstream.environments import IMPORT_ALL, REGISTERED, SHIM, STAND_IN, Environment
+from tests.downstream.environments import IMPORT_ALL, REGISTERED, STAND_IN, Environment
 
 
 def _raise_in_register(environment: Environment) -> None:
@@ -20,6 +19,10 @@ def _raise_in_register(environment: Environment) -> None:
 def _empty_the_registry_module(environment: Environment) -> None:
     modules = ("lm_eval/api/registry.py", "lm_eval/api/metrics.py", "lm_eval/models/__init__.py")
     environment.write(dict.fromkeys((*modules, "lm_eval/filters/__init__.py"), ""))
+
+
+def _have_no_manager_module(environment: Environment) -> None:
+    environment.write({"lm_eval/tasks/__init__.py": "class TaskManager:\n    pass\n"})
 
 
 def _drop_include_path(environment: Environment) -> None:
@@ -34,7 +37,8 @@ def _spoil_the_entry_points(environment: Environment) -> None:
     ("spoil", "told"),
     [
         (_raise_in_register, "ValueError: no room"),
-        (_empty_the_registry_module, "RuntimeError: lm-eval 0.4.13 or later is needed"),
+        (_empty_the_registry_module, "RuntimeError: lm-eval 0.4.9 is installed, and 0.4.12 or later is supported"),
+        (_have_no_manager_module, "RuntimeError: lm-eval 0.4.9 is installed, and 0.4.12 or later is supported"),
         (_drop_include_path, "RuntimeError: TaskManager takes no include_path"),
         (_spoil_the_entry_points, ""),
     ],
@@ -42,6 +46,7 @@ def _spoil_the_entry_points(environment: Environment) -> None:
 def test_a_problem_is_one_line_on_stderr(
     environment: Environment, spoil: Callable[[Environment], None], told: str
 ) -> None:
+    environment.write({"lm_eval-0.4.9.dist-info/METADATA": "Metadata-Version: 2.1\nName: lm_eval\nVersion: 0.4.9\n"})
     spoil(environment)
     done = environment.run("-W", "error", code=f"{IMPORT_ALL}print('unharmed')")
     assert (done.returncode, done.stdout) == (0, "unharmed\n"), done.stderr
@@ -76,14 +81,16 @@ def test_errors_of_lm_eval_itself_pass_through(environment: Environment) -> None
 def test_what_is_half_removed_stays_silent(environment: Environment) -> None:
     shutil.rmtree(environment.site / "arts_plugin-0.1.0.dist-info")
     shutil.rmtree(environment.site / "arts_tasks")
-    code = f"{IMPORT_ALL}{REGISTERED}print(json.dumps([names['model'], lm_eval.tasks.TaskManager().include_path]))"
-    assert environment.tell(code=code) == [["hf"], None]
+    code = f"{IMPORT_ALL}{REGISTERED}print(json.dumps([names['model'], lm_eval.tasks.TaskManager().searched]))"
+    assert environment.tell(code=code) == [["hf"], ["built-in"]]
+    shutil.rmtree(environment.site / "arts_plugin")
+    assert environment.tell(code=code) == [["hf"], ["built-in"]]
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 15), reason="there, site names a .start file's missing module")
-@pytest.mark.parametrize("text", [None, "def install(:\n", "raise ZeroDivisionError\n"])
-def test_a_broken_start_up_module_stays_silent(environment: Environment, text: str | None) -> None:
-    (environment.site / SHIM[2]).unlink()
+@pytest.mark.parametrize("text", [None, "def find_spec(:\n", "raise ZeroDivisionError\n"])
+def test_a_broken_hook_stays_silent(environment: Environment, text: str | None) -> None:
+    hooks = environment.site / "arts_plugin" / "autoload" / "hooks.py"
+    hooks.unlink()
     if text is not None:
-        (environment.site / SHIM[2]).write_text(text, encoding="utf-8")
+        hooks.write_text(text, encoding="utf-8")
     assert environment.tell(code=f"{IMPORT_ALL}{REGISTERED}print(json.dumps(names['model']))") == ["hf"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 import pytest
-from arts_plugin.evaluation.extract import extract_auto
+from arts_plugin.answers.extract import extract_auto
 from click.testing import CliRunner
 from scripted import ScriptedBackend, random_script
 from served import Serve, serving

@@ -1,0 +1,1 @@
+"""How lm-eval learns of this package where it looks for no plugins itself."""
