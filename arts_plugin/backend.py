@@ -7,7 +7,7 @@ A backend never decides what is worth expanding; it generates steps and reports 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -18,6 +18,11 @@ from arts_plugin.tree import StopReason
 
 FloatArray = npt.NDArray[np.float32]
 Message = dict[str, str]
+Pair = tuple[Sequence[int], Sequence[int]]
+"""Token ids of a context and of its continuation."""
+Scored = tuple[float, bool]
+"""A continuation's log-probability in nats, and whether greedy decoding would give it."""
+Report = Callable[[int, Scored], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +181,8 @@ class EngineStats:
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
     """What a backend knows of its model. `n_ctx` is the longest prompt plus trajectory, in tokens; `bos` and
-    `eos` are token ids, -1 where there is none."""
+    `eos` are token ids, -1 where there is none. `n_pair` is the longest context plus continuation that
+    `loglikelihood` takes; 0 means `n_ctx`."""
 
     name: str
     n_ctx: int
@@ -187,6 +193,12 @@ class ModelInfo:
     n_params: int = 0
     chat_template: str | None = None
     details: dict[str, Any] = field(default_factory=dict)
+    n_pair: int = 0
+
+    @property
+    def longest_pair(self) -> int:
+        """Tokens of a context and its continuation together, at most, where their log-likelihood is asked for."""
+        return self.n_pair or self.n_ctx
 
 
 @runtime_checkable
@@ -266,8 +278,16 @@ class Backend(Protocol):
         ...
 
     # Scoring.
-    def loglikelihood(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
-        """(sum of log-probabilities in nats, would greedy decoding give it) of each continuation after its context."""
+    def loglikelihood(self, pairs: Sequence[Pair], report: Report | None = None) -> list[Scored]:
+        """(sum of log-probabilities in nats, would greedy decoding give it) of each continuation after its context.
+
+        Args:
+            report: called, in the calling thread, with the place and the score of each pair as soon as it is known.
+
+        Raises:
+            PromptTooLongError: a context is empty, or has more than `info.longest_pair` tokens with its continuation.
+            ArtsError: a continuation is empty.
+        """
         ...
 
     def tree_features(

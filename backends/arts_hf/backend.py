@@ -84,6 +84,7 @@ class HfBackend(BranchEngine):
                 "bytes": sum(p.numel() * p.element_size() for p in self.network.parameters()),
                 "n_ctx_train": self.model.n_ctx_train,
             },
+            n_pair=self.n_ctx + 1,  # a continuation's last token is never computed
         )
 
     def _weights(self) -> str:

@@ -101,6 +101,7 @@ class LlamaModel:
                 "bytes": self.lib.llama_model_size(self.handle),
                 "n_ctx_train": self.n_ctx_train,
             },
+            n_pair=n_ctx + 1,  # a continuation's last token is never computed
         )
 
     def metadata(self, key: str) -> str:
