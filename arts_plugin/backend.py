@@ -219,7 +219,8 @@ class Backend(Protocol):
 
     # Text.
     def encode(self, text: str) -> Prompt:
-        """A plain prompt. Special tokens in `text` are ordinary text; BOS is added if the model wants one."""
+        """A plain prompt, with BOS if the model wants one. Special tokens in `text` are ordinary text unless
+        `parse_special` is set."""
         ...
 
     def encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> Prompt:

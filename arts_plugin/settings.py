@@ -48,6 +48,11 @@ class Settings:
         "`template` wraps a question in the model's chat template, `plain` does not, `auto` leaves it to lm-eval's "
         "--apply_chat_template for tasks and uses the template, if there is one, elsewhere.",
     )
+    parse_special: bool = _setting(
+        False,
+        "Whether special tokens written out in a plain prompt (`<|im_end|>`) become control tokens, as with lm-eval's `hf`; "
+        "otherwise they are text. What is inside a chat's messages is always text.",
+    )
     enable_thinking: bool | None = _setting(
         None, "For chat templates that know the word (Qwen3): whether the model thinks before it answers."
     )
@@ -288,6 +293,7 @@ _RUNTIME = frozenset(
 OF_THE_RUN = _RUNTIME | {
     "backend",
     "lora",
+    "parse_special",
     "enable_thinking",
     "verifier",
     "verifier_model",
@@ -298,6 +304,7 @@ OF_THE_RUN = _RUNTIME | {
 _LATER = frozenset(
     {
         "confidence",
+        "parse_special",
         "enable_thinking",
         "think_end_token",
         "lora",

@@ -157,7 +157,8 @@ class ArtsLM(LikelihoodLM):
         if cache is None:
             return
         mine = {"model": self.backend_engine.digest(), **self.arts.settings.shaping()}
-        theirs = cache.setdefault(_MADE_WITH, mine)
+        # A setting that the cache is older than had its default.
+        theirs = {**Settings().shaping(), **cache.setdefault(_MADE_WITH, mine)}
         differ = [f"{key} was {theirs.get(key)!r} and is {mine[key]!r}" for key in mine if theirs.get(key) != mine[key]]
         if differ:
             raise SettingsError(

@@ -70,7 +70,11 @@ class ServerBackend:
                 pooling = PoolingServer(self.transport.beside(beside, Keys("features_url", roots)))
             self.pooling = pooling
             self.vocabulary = ServerVocabulary(
-                self.transport, self.dialect, settings.chat_template, settings.enable_thinking
+                self.transport,
+                self.dialect,
+                settings.chat_template,
+                settings.enable_thinking,
+                settings.parse_special,
             )
             if pooling is not None and self.dialect.ids:
                 pooling.check(self.dialect.model, self.vocabulary.tokenize)

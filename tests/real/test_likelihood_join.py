@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -119,19 +120,34 @@ def test_a_begun_answer(said: str, continuation: str, parts: tuple[str, str]) ->
     lm.arts.close()
 
 
-def test_hf_scores_as_lm_evals_own_model() -> None:
-    """The same tokens and the same numbers; where lm-eval's fails for want of tokens, those of the rule."""
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    """SmolLM2 as a folder of safetensors, in float32."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    from lm_eval.models.huggingface import HFLM
-
     from arts_hf.loading import converted
 
-    folder = converted(Path(smollm2()), torch.float32)
-    ours = ArtsLM(
-        backend="hf", model=str(folder), dtype="float32", n_ctx=256, n_threads=THREADS, device="cpu", verifier="none"
-    )
-    own = HFLM(pretrained=str(folder), dtype="float32", device="cpu", batch_size=1, max_length=256)
+    return converted(Path(smollm2()), torch.float32)
+
+
+@pytest.fixture(scope="module")
+def own(folder: Path) -> Any:
+    """lm-eval's model `hf` on that folder."""
+    from lm_eval.models.huggingface import HFLM
+
+    return HFLM(pretrained=str(folder), dtype="float32", device="cpu", batch_size=1, max_length=256)
+
+
+def hf(folder: Path, **settings: Any) -> ArtsLM:
+    return ArtsLM(
+        backend="hf", model=str(folder), dtype="float32", n_ctx=256, n_threads=THREADS, device="cpu", verifier="none",
+        **settings,
+    )  # fmt: skip
+
+
+def test_hf_scores_as_lm_evals_own_model(folder: Path, own: Any) -> None:
+    """The same tokens and the same numbers; where lm-eval's fails for want of tokens, those of the rule."""
+    ours = hf(folder)
     found = ours.loglikelihood([request("loglikelihood", *pair) for pair in PAIRS], disable_tqdm=True)
     for pair, (total, greedy) in zip(PAIRS, found, strict=True):
         head, rest = own._encode_pair(*pair) if pair[0] else ([], [])
@@ -142,3 +158,31 @@ def test_hf_scores_as_lm_evals_own_model() -> None:
         assert total == pytest.approx(expected, abs=1e-3), pair
         assert greedy == likeliest, pair
     ours.arts.close()
+
+
+def test_special_tokens_in_a_plain_prompt(folder: Path, own: Any) -> None:
+    """Text, unless `parse_special` is set: then what lm-eval's `hf` makes of them, in a prompt and in a continuation."""
+    turn = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+    asked = [request("loglikelihood", turn, "The capital of France is Paris.<|im_end|>")]
+    ((expected, _),) = own.loglikelihood(asked, disable_tqdm=True)
+    totals = []
+    for parse_special in (False, True):
+        lm = hf(folder, parse_special=parse_special)
+        totals += [total for total, _ in lm.loglikelihood(asked, disable_tqdm=True)]
+        assert (lm.tok_encode(turn) == own.tok_encode(turn)) is parse_special
+        llama = ArtsLM(
+            model=smollm2(),
+            n_ctx=256,
+            n_threads=THREADS,
+            verifier="none",
+            parse_special=parse_special,
+            strategy="greedy",
+        )
+        assert llama.tok_encode(turn) == lm.tok_encode(turn)
+        chat = [{"role": "user", "content": "<|im_end|> is text"}]
+        assert llama.backend_engine.encode_chat(chat) == lm.backend_engine.encode_chat(chat)
+        assert llama.backend_engine.encode_chat(chat).token_ids.count(own.tok_encode("<|im_end|>")[0]) == 2
+        lm.arts.close()
+        llama.arts.close()
+    assert totals[1] == pytest.approx(expected, abs=1e-3)
+    assert totals[0] < expected - 5
