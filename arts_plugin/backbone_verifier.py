@@ -120,6 +120,7 @@ def body_settings(card: Card, settings: Settings) -> Settings:
         model=settings.verifier_model or card.backbone.source,
         revision=None,
         lora=None,
+        parse_special=False,
         n_ctx=max(N_CTX, settings.n_ctx),
     )
 

@@ -7,7 +7,7 @@ A backend never decides what is worth expanding; it generates steps and reports 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -18,6 +18,11 @@ from arts_plugin.tree import StopReason
 
 FloatArray = npt.NDArray[np.float32]
 Message = dict[str, str]
+Pair = tuple[Sequence[int], Sequence[int]]
+"""Token ids of a context and of its continuation."""
+Scored = tuple[float, bool]
+"""A continuation's log-probability in nats, and whether greedy decoding would give it."""
+Report = Callable[[int, Scored], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +184,8 @@ class EngineStats:
 class ModelInfo:
     """What a backend knows of its model. `n_ctx` is the longest prompt plus trajectory, in tokens; `bos` and
     `eos` are token ids, -1 where there is none; `counted` says whether a prompt's `token_ids` are the model's tokens, and not
-    stand-ins whose number means nothing."""
+    stand-ins whose number means nothing. `n_pair` is the longest context plus continuation that `loglikelihood` takes; 0
+    means `n_ctx`."""
 
     name: str
     n_ctx: int
@@ -191,6 +197,12 @@ class ModelInfo:
     chat_template: str | None = None
     details: dict[str, Any] = field(default_factory=dict)
     counted: bool = True
+    n_pair: int = 0
+
+    @property
+    def longest_pair(self) -> int:
+        """Tokens of a context and its continuation together, at most, where their log-likelihood is asked for."""
+        return self.n_pair or self.n_ctx
 
 
 @runtime_checkable
@@ -211,7 +223,8 @@ class Backend(Protocol):
 
     # Text.
     def encode(self, text: str) -> Prompt:
-        """A plain prompt. Special tokens in `text` are ordinary text; BOS is added if the model wants one."""
+        """A plain prompt, with BOS if the model wants one. Special tokens in `text` are ordinary text unless
+        `parse_special` is set."""
         ...
 
     def encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> Prompt:
@@ -278,8 +291,16 @@ class Backend(Protocol):
         ...
 
     # Scoring.
-    def loglikelihood(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
-        """(sum of log-probabilities in nats, would greedy decoding give it) of each continuation after its context."""
+    def loglikelihood(self, pairs: Sequence[Pair], report: Report | None = None) -> list[Scored]:
+        """(sum of log-probabilities in nats, would greedy decoding give it) of each continuation after its context.
+
+        Args:
+            report: called, in the calling thread, with the place and the score of each pair as soon as it is known.
+
+        Raises:
+            PromptTooLongError: a context is empty, or has more than `info.longest_pair` tokens with its continuation.
+            ArtsError: a continuation is empty.
+        """
         ...
 
     def tree_features(

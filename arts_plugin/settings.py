@@ -69,6 +69,11 @@ class Settings:
         "`template` wraps a question in the model's chat template, `plain` does not, `auto` leaves it to lm-eval's "
         "--apply_chat_template for tasks and uses the template, if there is one, elsewhere.",
     )
+    parse_special: bool = _setting(
+        False,
+        "Whether special tokens written out in a plain prompt (`<|im_end|>`) become control tokens, as with lm-eval's `hf`; "
+        "otherwise they are text. What is inside a chat's messages is always text.",
+    )
     enable_thinking: bool | None = _setting(
         None, "For chat templates that know the word (Qwen3): whether the model thinks before it answers."
     )
@@ -336,11 +341,11 @@ _SHAPING = frozenset({"lora", "frequency_penalty", "presence_penalty", "grammar"
 # The model is told by its digest, not by where its file lies; how a backend runs it shapes nothing.
 _RUNTIME = frozenset({"model", "trace", "features", "reward_url", *(BACKENDS_OF.keys() - _SHAPING)})
 OF_THE_RUN = _RUNTIME | {
-    "backend", "lora", "enable_thinking", "verifier", "verifier_model", "verifier_aggregate", "n_ctx"
+    "backend", "lora", "parse_special", "enable_thinking", "verifier", "verifier_model", "verifier_aggregate", "n_ctx",
 }  # fmt: skip
 """Settings of the engine and the verifier, which all searches of a run share."""
 _LATER = frozenset({
-    "confidence", "enable_thinking", "think_end_token", "lora", "repetition_penalty", "frequency_penalty",
+    "confidence", "parse_special", "enable_thinking", "think_end_token", "lora", "repetition_penalty", "frequency_penalty",
     "presence_penalty", "logit_bias", "grammar", "json_schema",
 })  # fmt: skip
 

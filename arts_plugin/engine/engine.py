@@ -13,7 +13,18 @@ from array import array
 from collections import deque
 from collections.abc import Sequence
 
-from arts_plugin.backend import EngineStats, FloatArray, Generation, OpenCost, Prompt, Sampling, StepResult
+from arts_plugin.backend import (
+    EngineStats,
+    FloatArray,
+    Generation,
+    OpenCost,
+    Pair,
+    Prompt,
+    Report,
+    Sampling,
+    Scored,
+    StepResult,
+)
 from arts_plugin.ends import TraceEnds
 from arts_plugin.engine.alone import RECENT_IN_ORDER, begin_alone, is_alone
 from arts_plugin.engine.ends import adjustments, close, finish_short, position, take
@@ -344,9 +355,9 @@ class BranchEngine:
             results.append(ended)
 
     # Scoring.
-    def loglikelihood(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, pairs: Sequence[Pair], report: Report | None = None) -> list[Scored]:
         """Log-likelihoods of continuations; see `arts_plugin.engine.likelihood`."""
-        return loglikelihood(self, pairs)
+        return loglikelihood(self, pairs, report)
 
     def tree_features(
         self, tokens: Sequence[Sequence[int]], parents: Sequence[int | None], cut: Sequence[int]

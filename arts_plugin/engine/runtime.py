@@ -134,5 +134,8 @@ class Runtime(Protocol):
         ...
 
     def score(self, rows: Sequence[Row], wanted: Sequence[Sequence[int]]) -> list[list[tuple[float, bool]]]:
-        """Like `rows`, but gives for each row the (log-probability in nats, is it the likeliest) of wanted tokens."""
+        """Like `rows`, but gives for each row the (log-probability in nats, is it the likeliest) of wanted tokens.
+
+        Rows of which no token is wanted count as computed only, not for `score_rows`.
+        """
         ...

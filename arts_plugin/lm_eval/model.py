@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lm_eval.api.model import CacheHook, hash_args
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
+from lm_eval.utils import simple_parse_args_string
 from tqdm import tqdm
 
 from arts_plugin.api import Arts
@@ -19,6 +19,7 @@ from arts_plugin.lm_eval import host
 from arts_plugin.lm_eval.answer import Answer, handed_out
 from arts_plugin.lm_eval.chats import Chats
 from arts_plugin.lm_eval.contract import DescribedLM
+from arts_plugin.lm_eval.likelihood import LikelihoodLM
 from arts_plugin.lm_eval.ranks import Ranks, of_this_process
 from arts_plugin.lm_eval.requests import Request, attached, said_once, settings_of
 from arts_plugin.lm_eval.truncation import PromptTruncation
@@ -36,7 +37,7 @@ _MADE_WITH, _REFUSED = "arts: made with", "arts: refused"
 """Our own entries in lm-eval's cache, beside the answers."""
 
 
-class ArtsLM(DescribedLM):
+class ArtsLM(DescribedLM, LikelihoodLM):
     """Amortized Reasoning Tree Search as an lm-eval model.
 
     Args:
@@ -136,12 +137,6 @@ class ArtsLM(DescribedLM):
         bos = self.backend_engine.encode("").token_ids
         return list(tokens[len(bos) :] if add_special_tokens is False else tokens)
 
-    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        if self._chats.behind(context):  # what follows a generation prompt is a text of its own
-            return self.tok_encode(context), self.tok_encode(continuation, add_special_tokens=False)
-        pair: tuple[list[int], list[int]] = super()._encode_pair(context, continuation)
-        return pair
-
     # lm-eval's cache. Its keys know nothing of the model or of how it was asked.
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
         """Take up lm-eval's cache; what was refused there is asked again.
@@ -155,7 +150,8 @@ class ArtsLM(DescribedLM):
         if cache is None:
             return
         mine = {"model": self.backend_engine.digest(), **self.arts.settings.shaping()}
-        theirs = cache.setdefault(_MADE_WITH, mine)
+        # A setting that the cache is older than had its default.
+        theirs = {**Settings().shaping(), **cache.setdefault(_MADE_WITH, mine)}
         differ = [f"{key} was {theirs.get(key)!r} and is {mine[key]!r}" for key in mine if theirs.get(key) != mine[key]]
         if differ:
             raise SettingsError(
@@ -249,53 +245,6 @@ class ArtsLM(DescribedLM):
     def _job(self, read: Request) -> Job:
         prompt = self._truncation.fit(self._chats.prompt(read.context, read.settings.chat), read.settings)
         return self.arts.job(prompt, read.settings, read.stops, {"request": read.place})
-
-    # Likelihood.
-    def _loglikelihood_tokens(
-        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
-    ) -> list[tuple[float, bool]]:
-        order = sorted(range(len(requests)), key=lambda i: requests[i][1])
-        results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        quiet = disable_tqdm or self.rank != 0
-        with tqdm(total=len(requests), desc="Running loglikelihood requests", disable=quiet) as bar:
-            for chunk in _by_context(order, requests):
-                scores = self.backend_engine.loglikelihood([(requests[i][1], requests[i][2]) for i in chunk])
-                for i, score in zip(chunk, scores, strict=True):
-                    results[i] = score
-                    if requests[i][0] is not None:
-                        self.cache_hook.add_partial("loglikelihood", requests[i][0], score)
-                bar.update(len(chunk))
-        return results
-
-    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood of whole texts, in windows of the context's length with one token of overlap."""
-        totals = []
-        quiet = disable_tqdm or self.rank != 0
-        for request in tqdm(requests, desc="Running loglikelihood_rolling requests", disable=quiet):
-            (text,) = request.args
-            windows = get_rolling_token_windows(
-                token_list=self.tok_encode(text, add_special_tokens=False),
-                prefix_token=self.prefix_token_id,
-                max_seq_len=self.backend_engine.info.n_ctx,
-                context_len=1,
-            )
-            pairs = [make_disjoint_window(window) for window in windows]
-            total = sum(score for score, _ in self.backend_engine.loglikelihood(pairs))
-            totals.append(total)
-            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
-        return totals
-
-
-def _by_context(order: list[int], requests: Sequence[tuple[Any, list[int], list[int]]]) -> Iterator[list[int]]:
-    """Groups of requests with one context: what the backend computes together."""
-    group: list[int] = []
-    for i in order:
-        if group and requests[group[0]][1] != requests[i][1]:
-            yield group
-            group = []
-        group.append(i)
-    if group:
-        yield group
 
 
 def _of_a_rank(settings: Settings, ranks: Ranks) -> Settings:

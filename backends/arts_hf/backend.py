@@ -61,7 +61,13 @@ class HfBackend(BranchEngine):
         name = self.source.stem if self.source.suffix == ".gguf" else self.source.name
         ends = generation_config or getattr(self.network, "generation_config", None)
         self.model = HfVocabulary(
-            loaded.tokenizer, self.network.config, ends, name, settings.enable_thinking, generation_config is not None
+            loaded.tokenizer,
+            self.network.config,
+            ends,
+            name,
+            settings.enable_thinking,
+            generation_config is not None,
+            settings.parse_special,
         )
         runtime = HfRuntime(self.network, self.model, settings, features)
         super().__init__(runtime, runtime.slots)
@@ -88,6 +94,7 @@ class HfBackend(BranchEngine):
                 "sha": getattr(self.network.config, "_commit_hash", None) or commit(self.source),
                 "special_tokens": self.model.special_tokens(),
             },
+            n_pair=self.n_ctx + 1,  # a continuation's last token is never computed
         )
 
     def _weights(self) -> str:

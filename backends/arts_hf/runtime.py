@@ -93,10 +93,15 @@ class HfRuntime(PoolDecoder):
             return TopTokens.of(self.head, hidden, self.k, features, self.model.n_vocab)
 
     def score(self, rows: Sequence[Row], wanted: Sequence[Sequence[int]]) -> list[list[tuple[float, bool]]]:
-        """Log-probabilities of wanted tokens after each row."""
+        """Log-probabilities of wanted tokens after each row; a row of which none is wanted costs no logits."""
         hidden = self.hidden([(row.sequence, row.token) for row in rows])
+        found: list[list[tuple[float, bool]]] = [[] for _ in rows]
+        asked = [i for i, tokens in enumerate(wanted) if tokens]
         with torch.inference_mode():
-            return self.head.score(hidden, wanted)
+            scores = self.head.score(hidden[torch.tensor(asked, device=hidden.device)], [wanted[i] for i in asked])
+        for i, values in zip(asked, scores, strict=True):
+            found[i] = values
+        return found
 
 
 def _output_embeddings(model: Any, name: str) -> Any:

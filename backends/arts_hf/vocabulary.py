@@ -52,6 +52,7 @@ class HfVocabulary:
     Args:
         ends_only_there: whether `generation_config` alone says what ends a generation; otherwise it is whatever the model, its
             tokeniser or the names of its tokens say.
+        parse_special: whether special tokens in a plain prompt become control tokens.
 
     Raises:
         ModelError: the tokeniser is not a fast one.
@@ -65,9 +66,11 @@ class HfVocabulary:
         name: str,
         enable_thinking: bool | None = None,
         ends_only_there: bool = False,
+        parse_special: bool = False,
     ) -> None:
         self.tokenizer, self.name = tokenizer, name
         self._chat_options = chat.options(enable_thinking)
+        self._parse_special = parse_special
         if not getattr(tokenizer, "is_fast", False):
             raise ModelError(f"{name} has no fast tokeniser (tokenizer.json); convert it with transformers first")
         text = config.get_text_config()
@@ -156,9 +159,12 @@ class HfVocabulary:
         return self._added[token].content if token in self._added else None
 
     def encode(self, text: str) -> Prompt:
-        """A plain prompt: user text, so no special tokens; BOS if the model wants one."""
-        tokens = self.tokenize(text)
-        return Prompt(text, tuple([self.bos, *tokens] if self.bos is not None and self.adds_bos else tokens))
+        """A plain prompt: user text, so no special tokens unless they are asked for; BOS if the model wants one."""
+        tokens = self.tokenize(text, self._parse_special)
+        own = self._parse_special and tokens[:1] == [self.bos]
+        return Prompt(
+            text, tuple([self.bos, *tokens] if self.bos is not None and self.adds_bos and not own else tokens)
+        )
 
     def encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> Prompt:
         """A chat in the model's template.

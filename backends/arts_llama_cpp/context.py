@@ -149,20 +149,27 @@ class LlamaContext:
         """Compute one token for each row, together; see `arts_plugin.engine.runtime.Runtime`."""
         self._set_embeddings(features)
         self._decode([(row.sequence, row.token, True) for row in rows])
-        logits = self._output(self.lib.llama_get_logits(self.handle), len(rows), self.model.n_vocab)
-        log_z = log_normaliser(logits)
+        made = self._logits(len(rows))
         if not features:
-            return Logits(logits, log_z)
+            return made
         hidden = self._output(self.lib.llama_get_embeddings(self.handle), len(rows), self.model.n_embd)
-        return Logits(logits, log_z, hidden)
+        return Logits(made.logits, made.log_z, hidden)
 
     def score(self, rows: Sequence[Row], wanted: Sequence[Sequence[int]]) -> list[list[tuple[float, bool]]]:
-        """Log-probabilities of wanted tokens after each row."""
-        made = self.rows(rows, features=False)
-        return [
-            [(float(row[token]) - float(log_z), int(row.argmax()) == token) for token in tokens]
-            for row, log_z, tokens in zip(made.logits, made.log_z, wanted, strict=True)
-        ]
+        """Log-probabilities of wanted tokens after each row; a row of which none is wanted costs no logits."""
+        self._set_embeddings(False)
+        self._decode([(row.sequence, row.token, bool(tokens)) for row, tokens in zip(rows, wanted, strict=True)])
+        found: list[list[tuple[float, bool]]] = [[] for _ in rows]
+        asked = [i for i, tokens in enumerate(wanted) if tokens]
+        made = self._logits(len(asked))
+        for i, row, log_z in zip(asked, made.logits, made.log_z, strict=True):
+            best = int(row.argmax())
+            found[i] = [(float(row[token]) - float(log_z), token == best) for token in wanted[i]]
+        return found
+
+    def _logits(self, n_rows: int) -> Logits:
+        logits = self._output(self.lib.llama_get_logits(self.handle), n_rows, self.model.n_vocab)
+        return Logits(logits, log_normaliser(logits), None)
 
     def _output(self, pointer: Any, n_rows: int, width: int) -> FloatArray:
         return np.ctypeslib.as_array(pointer, shape=(n_rows * width,)).reshape(n_rows, width)

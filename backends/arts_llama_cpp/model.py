@@ -54,6 +54,7 @@ class LlamaModel:
         template = self.lib.llama_model_chat_template(self.handle, None)
         self.chat_template: str | None = template.decode("utf-8", "replace") if template else None
         self._chat_options = chat.options(settings.enable_thinking)
+        self._parse_special = settings.parse_special
         self._pieces: dict[int, bytes] = {}
         self._buffer = ctypes.create_string_buffer(256)
 
@@ -106,6 +107,7 @@ class LlamaModel:
                 "sha": locate.commit(self.path),
                 "special_tokens": self.special_tokens(),
             },
+            n_pair=n_ctx + 1,  # a continuation's last token is never computed
         )
 
     def metadata(self, key: str) -> str:
@@ -159,9 +161,10 @@ class LlamaModel:
         return text if text and self._special.get(text) == token else None
 
     def encode(self, text: str) -> Prompt:
-        """A plain prompt: user text, so no special tokens; BOS if the model wants one."""
-        tokens = self.tokenize(text)
-        return Prompt(text, tuple([self.bos, *tokens] if self.adds_bos else tokens))
+        """A plain prompt: user text, so no special tokens unless they are asked for; BOS if the model wants one."""
+        tokens = self.tokenize(text, self._parse_special)
+        first = self.adds_bos and not (self._parse_special and tokens[:1] == [self.bos])
+        return Prompt(text, tuple([self.bos, *tokens] if first else tokens))
 
     # Chat.
     def encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> Prompt:

@@ -18,7 +18,10 @@ from arts_plugin.backend import (
     Message,
     ModelInfo,
     OpenCost,
+    Pair,
     Prompt,
+    Report,
+    Scored,
     StepResult,
 )
 from arts_plugin.ends import TraceEnds
@@ -70,7 +73,11 @@ class ServerBackend:
                 pooling = PoolingServer(self.transport.beside(beside, Keys("features_url", roots)))
             self.pooling = pooling
             self.vocabulary = ServerVocabulary(
-                self.transport, self.dialect, settings.chat_template, settings.enable_thinking
+                self.transport,
+                self.dialect,
+                settings.chat_template,
+                settings.enable_thinking,
+                settings.parse_special,
             )
             if pooling is not None and self.dialect.ids:
                 pooling.check(self.dialect.model, self.vocabulary.tokenize)
@@ -82,7 +89,7 @@ class ServerBackend:
             log.warning("%s: %s", roots[0], remark)
         self.stats = EngineStats(slots=self.slots)
         self.reader = StepReader(self.transport, self.dialect, pooling)
-        self.scorer = PromptScorer(self.transport, self.dialect, self.info.n_ctx, self.slots)
+        self.scorer = PromptScorer(self.transport, self.dialect, self.info.longest_pair, self.slots)
         self._queue: list[tuple[ServerState, Run]] = []
         self._landed: queue.SimpleQueue[Landed] = queue.SimpleQueue()
         self._jobs: dict[int, tuple[Future[None], set[int]]] = {}
@@ -100,15 +107,17 @@ class ServerBackend:
         return found[0]
 
     def _info(self, settings: Settings) -> ModelInfo:
+        n_ctx = self.dialect.n_ctx or settings.n_ctx
         return ModelInfo(
             name=self.dialect.model,
-            n_ctx=self.dialect.n_ctx or settings.n_ctx,
+            n_ctx=n_ctx,
             n_vocab=0,
             n_embd=self.pooling.n_embd if self.pooling else 0,
             bos=next(iter(self.vocabulary.bos), -1),
             chat_template=self.vocabulary.chat_template,
             counted=self.dialect.ids,
             details={"description": f"served by {self.dialect.owner or 'an OpenAI-compatible server'}"},
+            n_pair=n_ctx - 1,  # servers generate at least one token
         )
 
     def digest(self) -> str:
@@ -305,9 +314,9 @@ class ServerBackend:
                 yield from ([pair] for pair in group)
 
     # Scoring.
-    def loglikelihood(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, pairs: Sequence[Pair], report: Report | None = None) -> list[Scored]:
         """See `arts_server.likelihood`."""
-        return self.transport.do(self.scorer.score(pairs))
+        return self.scorer.run(pairs, report)
 
     def tree_features(
         self, tokens: Sequence[Sequence[int]], parents: Sequence[int | None], cut: Sequence[int]

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 from collections.abc import Sequence
 from typing import Any
 
-from arts_plugin.errors import ModelError, PromptTooLongError
+from arts_plugin.backend import Pair, Report, Scored
+from arts_plugin.engine.likelihood import check_pairs
+from arts_plugin.errors import ModelError
 from arts_server.dialect import COMPLETIONS, Dialect
 from arts_server.faults import RefusedError, RetryError, reading, shown
 from arts_server.transport import Transport
 from arts_server.values import logprob
 
-Pair = tuple[Sequence[int], Sequence[int]]
-Score = tuple[float, bool]
 INSTEAD = "use a task of generate_until, a vLLM server, or backend=hf or llama_cpp"
 CANNOT = (
     "this server does not score prompts (neither prompt_logprobs nor echo), so log-likelihood tasks cannot run on it; "
@@ -29,29 +30,48 @@ class PromptScorer:
     """Log-likelihoods of continuations, by whichever way the server knows.
 
     Args:
-        n_ctx: the longest prompt, in tokens.
+        longest: tokens of a context and its continuation together, at most.
         at_once: requests under way, at most.
     """
 
-    def __init__(self, transport: Transport, dialect: Dialect, n_ctx: int, at_once: int) -> None:
-        self.transport, self.dialect, self.n_ctx, self.at_once = transport, dialect, n_ctx, at_once
+    def __init__(self, transport: Transport, dialect: Dialect, longest: int, at_once: int) -> None:
+        self.transport, self.dialect, self.longest, self.at_once = transport, dialect, longest, at_once
         self._echoes: bool | None = None  # which of the ways it is, once one has worked
 
-    async def score(self, pairs: Sequence[Pair]) -> list[Score]:
+    def run(self, pairs: Sequence[Pair], report: Report | None) -> list[Scored]:
         """(sum of log-probabilities in nats, is it the greedy continuation) of each (context, continuation).
+
+        Args:
+            report: called with the place and the score of each pair as it arrives.
 
         Raises:
             ModelError: the server cannot do it.
-            PromptTooLongError: a context is empty, or a continuation alone does not fit.
+            PromptTooLongError, ArtsError: see `arts_plugin.engine.likelihood.check_pairs`.
         """
         if not self.dialect.ids:
             raise ModelError(NO_IDS)
-        told: dict[int, Score] = {}
+        check_pairs(pairs, self.longest)
+        told: dict[int, Scored] = {}
+        arrived: queue.SimpleQueue[tuple[int, Scored] | None] = queue.SimpleQueue()
+        job = self.transport.start(self._all(pairs, lambda index, score: arrived.put((index, score))))
+        job.add_done_callback(lambda _: arrived.put(None))
+        try:
+            while (landed := arrived.get()) is not None:
+                told[landed[0]] = landed[1]
+                if report is not None:
+                    report(*landed)
+            job.result()
+        except BaseException:
+            job.cancel()
+            raise
+        return [told[index] for index in range(len(pairs))]
+
+    async def _all(self, pairs: Sequence[Pair], landed: Report) -> None:
         waiting = iter(enumerate(pairs))
 
         async def some() -> None:
             for index, pair in waiting:
-                told[index] = await self._one(list(pair[0]), list(pair[1]))
+                landed(index, await self._one(list(pair[0]), list(pair[1])))
 
         try:
             async with asyncio.TaskGroup() as group:  # which ends the others when one fails
@@ -59,19 +79,9 @@ class PromptScorer:
                     group.create_task(some())
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
-        return [told[index] for index in range(len(pairs))]
 
-    async def _one(self, context: list[int], continuation: list[int]) -> Score:
-        if not continuation:
-            return 0.0, True
-        if not context:
-            raise PromptTooLongError("a log-likelihood needs a context of at least one token (BOS, for example)")
-        room = self.n_ctx - 1 - len(continuation)  # servers generate at least one token
-        if room < 1:
-            raise PromptTooLongError(
-                f"a continuation of {len(continuation)} tokens does not fit the context of {self.n_ctx}"
-            )
-        ids, n, refused = [*context[-room:], *continuation], len(continuation), ""
+    async def _one(self, context: list[int], continuation: list[int]) -> Scored:
+        ids, n, refused = [*context, *continuation], len(continuation), ""
         if not self._echoes:
             try:
                 found = await self._ask(ids, n, _read, prompt_logprobs=0)
@@ -94,13 +104,13 @@ class PromptScorer:
         self._echoes = True
         return found
 
-    async def _ask(self, ids: list[int], n: int, read: Any, **how: Any) -> Score | None:
+    async def _ask(self, ids: list[int], n: int, read: Any, **how: Any) -> Scored | None:
         body = {"model": self.dialect.model, "prompt": ids, "max_tokens": 1, "temperature": 0.0, **how}
-        found: Score | None = await self.transport.post(COMPLETIONS, body, read=lambda reply: read(reply, ids, n))
+        found: Scored | None = await self.transport.post(COMPLETIONS, body, read=lambda reply: read(reply, ids, n))
         return found
 
 
-def _read(reply: dict[str, Any], ids: Sequence[int], n: int) -> Score | None:
+def _read(reply: dict[str, Any], ids: Sequence[int], n: int) -> Scored | None:
     told = _choice(reply).get("prompt_logprobs")
     if told is None:
         return None
@@ -115,7 +125,7 @@ def _read(reply: dict[str, Any], ids: Sequence[int], n: int) -> Score | None:
     return total, greedy
 
 
-def _read_echo(reply: dict[str, Any], ids: Sequence[int], n: int) -> Score | None:
+def _read_echo(reply: dict[str, Any], ids: Sequence[int], n: int) -> Scored | None:
     """None for an echo of the text alone, or none."""
     told = _choice(reply).get("logprobs")
     told = told if isinstance(told, dict) else {}

@@ -37,13 +37,20 @@ class ServerVocabulary:
 
     Args:
         template: a Jinja file, in place of the server's own chat template.
+        parse_special: whether special tokens in a plain prompt become control tokens.
     """
 
     def __init__(
-        self, transport: Transport, dialect: Dialect, template: str | None, enable_thinking: bool | None = None
+        self,
+        transport: Transport,
+        dialect: Dialect,
+        template: str | None,
+        enable_thinking: bool | None = None,
+        parse_special: bool = False,
     ) -> None:
         self.transport, self.dialect = transport, dialect
         self._chat_options = chat.options(enable_thinking)
+        self._parse_special = parse_special
         self._special: dict[str, int | None] = {}  # what looks like a special token -> its id, None if it is none
         self._own: str | None = None
         if template is not None:
@@ -74,10 +81,14 @@ class ServerVocabulary:
 
     # Plain texts.
     def encode(self, text: str) -> Prompt:
-        """A plain prompt: user text, with BOS if the model wants one."""
+        """A plain prompt: user text, with BOS if the model wants one. Without token ids it is the server that decides what
+        special tokens in it are."""
         text = whole(text)
-        tokens = self.tokenize(text)
-        return Prompt(text, tuple([*self.bos, *tokens] if self.dialect.ids else tokens))
+        if not self.dialect.ids:
+            return Prompt(text, tuple(self.tokenize(text)))
+        tokens = self._tokens(text, False) if self._parse_special else self.tokenize(text)
+        own = self._parse_special and bool(self.bos) and tuple(tokens[: len(self.bos)]) == self.bos
+        return Prompt(text, tuple(tokens if own else [*self.bos, *tokens]))
 
     @cached_property
     def bos(self) -> tuple[int, ...]:

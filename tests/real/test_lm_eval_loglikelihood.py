@@ -120,12 +120,19 @@ def test_loglikelihood(lm: ArtsLM, bare: Bare) -> None:
     assert {greedy for _, greedy in found} == {True, False}
 
 
-def test_context_that_is_too_long_loses_its_beginning(lm: ArtsLM, bare: Bare) -> None:
+def test_context_that_is_too_long_loses_its_beginning(lm: ArtsLM, bare: Bare, caplog: pytest.LogCaptureFixture) -> None:
     context, continuation = bare.tokens(PASSAGE.strip()), bare.tokens(" sea")
     assert len(context) > N_CTX
-    ((score, _),) = lm.loglikelihood([request("loglikelihood", PASSAGE.strip(), " sea")], disable_tqdm=True)
+    asked = [request("loglikelihood", *pair) for pair in ((PASSAGE.strip(), " sea"), ("Once upon a", " time"))]
+    (score, _), _ = lm.loglikelihood(asked, disable_tqdm=True)
     expected, _ = bare.score(context[-N_CTX:], continuation)
     assert close(score, expected, 1), (score, expected)
+    (said,) = [record.getMessage() for record in caplog.records if "lost" in record.getMessage()]
+    lost = len(context) - N_CTX
+    assert (
+        f"1 of 2 requests do not fit the context: their contexts lost up to {lost} tokens on the left ({lost} in all)"
+        in said
+    )
 
 
 @pytest.mark.parametrize("words", [1, 12, 400])
@@ -141,6 +148,18 @@ def test_rolling(lm: ArtsLM, bare: Bare, words: int) -> None:
     expected = sum(bare.score(*window)[0] for window in windows)
     (found,) = lm.loglikelihood_rolling([request("loglikelihood_rolling", text)], disable_tqdm=True)
     assert close(found, expected, len(tokens)), (found, expected, len(tokens))
+
+
+@pytest.mark.parametrize("more", [(), ({},), ({"until": ["x"]},)])
+def test_rolling_of_many(lm: ArtsLM, more: tuple[Any, ...]) -> None:
+    """In their order, each what it is alone; later releases of lm-eval pass a second argument."""
+    texts = [PASSAGE[:n] for n in (40, 9, 90, 0)]
+    instances = [Instance("loglikelihood_rolling", {}, (text, *more), 0) for text in texts]
+    found = lm.loglikelihood_rolling(instances, disable_tqdm=True)
+    for text, total in zip(texts, found, strict=True):
+        (alone,) = lm.loglikelihood_rolling([request("loglikelihood_rolling", text)], disable_tqdm=True)
+        assert close(total, alone, 30)
+        assert (total == 0) is (text == "")
 
 
 def test_rolling_of_nothing(lm: ArtsLM) -> None:
@@ -163,7 +182,7 @@ def test_cache(lm: ArtsLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     rolling = [request("loglikelihood_rolling", "Once upon a time")]
     first = CachingLM(lm, path)
     found = first.loglikelihood(pairs), first.loglikelihood_rolling(rolling)
-    monkeypatch.setattr(lm.backend_engine, "loglikelihood", lambda _: pytest.fail("asked again"))
+    monkeypatch.setattr(lm.backend_engine, "loglikelihood", lambda *_: pytest.fail("asked again"))
     second = CachingLM(lm, path)
     assert (second.loglikelihood(pairs), second.loglikelihood_rolling(rolling)) == found
 

@@ -14,7 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from arts_plugin.backend import EngineStats, FloatArray, Generation, Message, ModelInfo, OpenCost, Prompt, StepResult
+from arts_plugin.backend import (
+    EngineStats,
+    FloatArray,
+    Generation,
+    Message,
+    ModelInfo,
+    OpenCost,
+    Pair,
+    Prompt,
+    Report,
+    Scored,
+    StepResult,
+)
 from arts_plugin.errors import PromptTooLongError
 from arts_plugin.plugins import Plugins
 from arts_plugin.randomness import branch_key, mix, uniform
@@ -314,7 +326,7 @@ class ScriptedBackend:
             refilled=run.refilled,
         )
 
-    def loglikelihood(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, pairs: Sequence[Pair], report: Report | None = None) -> list[Scored]:
         raise NotImplementedError
 
     def tree_features(

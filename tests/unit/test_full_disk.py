@@ -11,13 +11,13 @@ from typing import Any
 
 import click
 import pytest
-from arts_plugin.answers.extract import extract_auto
 from click.testing import CliRunner
 from scripted import ScriptedBackend, random_script
 from served import Serve, serving
 
 from arts_llama_cpp import plugin as llama_cpp
 from arts_plugin import builtin, cli, lines
+from arts_plugin.answers.extract import extract_auto
 from arts_plugin.api import Arts
 from arts_plugin.backend import Prompt
 from arts_plugin.errors import NotWrittenError

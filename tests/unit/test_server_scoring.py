@@ -10,7 +10,7 @@ from scripted_server import state_of
 from server_searches import Serve
 
 from arts_plugin.backend import Generation, Prompt
-from arts_plugin.errors import ModelError, PromptTooLongError
+from arts_plugin.errors import ArtsError, ModelError, PromptTooLongError
 from arts_plugin.settings import Settings
 from arts_server.backend import ServerBackend
 from arts_server.faults import RefusedError
@@ -20,7 +20,11 @@ pytestmark = pytest.mark.usefixtures("impatient")
 
 def test_likelihoods(serve: Serve) -> None:
     backend = ServerBackend(Settings(backend="server", base_url=serve().url))
-    assert backend.loglikelihood([(tuple(b"ab"), tuple(b"cde")), (tuple(b"a"), ())]) == [(-0.75, True), (0.0, True)]
+    assert backend.loglikelihood([(tuple(b"ab"), tuple(b"cde"))]) == [(-0.75, True)]
+    with pytest.raises(ArtsError, match="continuation 1 has no tokens"):
+        backend.loglikelihood([(tuple(b"ab"), tuple(b"cde")), (tuple(b"a"), ())])
+    with pytest.raises(PromptTooLongError, match="together at most 4095"):  # the server generates one token more
+        backend.loglikelihood([((97,) * 4090, (97,) * 6)])
     with pytest.raises(PromptTooLongError, match="at least one token"):
         backend.loglikelihood([((), (1,))])
     backend.close()
@@ -80,11 +84,19 @@ def test_an_echo_with_tokens_of_the_servers_own(serve: Serve) -> None:
 
 
 def test_more_likelihoods_than_requests_at_once(serve: Serve) -> None:
-    backend = ServerBackend(Settings(backend="server", base_url=serve().url, slots=2))
-    texts = [b"c" * (1 + n % 5) for n in range(20)]
-    assert backend.loglikelihood([((97,), tuple(text)) for text in texts]) == [(-0.25 * len(t), True) for t in texts]
-    with pytest.raises(PromptTooLongError, match="at least one token"):  # the others end with it
-        backend.loglikelihood([*(((97,), tuple(text)) for text in texts), ((), (1,))])
+    """Each is reported as it arrives; what was reported before an error stays known."""
+    server = serve()
+    backend = ServerBackend(Settings(backend="server", base_url=server.url, slots=2))
+    pairs = [((97,), (99,) * (1 + n % 5)) for n in range(20)]
+    told: dict[int, tuple[float, bool]] = {}
+    scores = backend.loglikelihood(pairs, told.__setitem__)
+    assert scores == [(-0.25 * len(rest), True) for _, rest in pairs]
+    assert told == dict(enumerate(scores))
+    server.refuse = lambda prompt: "z" in prompt
+    told.clear()
+    with pytest.raises(RefusedError):  # the others end with it
+        backend.loglikelihood([*pairs, (tuple(b"z"), (99,)), *pairs], told.__setitem__)
+    assert {place: told[place] for place in range(18)} == dict(enumerate(scores[:18]))
     backend.close()
 
 
