@@ -240,9 +240,9 @@ class Settings:
         if self.grammar and self.json_schema:
             raise SettingsError("grammar and json_schema are both set; a trace follows one of them")
         if (grammar := grammar_of(self)) is not None:
-            from arts_plugin.engine.guides import compile_grammar
+            from arts_plugin.engine.guide_process import check_grammar
 
-            compile_grammar(grammar)
+            check_grammar(grammar)
 
     def shaping(self) -> dict[str, Any]:
         """The settings that decide what a search finds, without those that say where and how fast it runs."""
