@@ -17,6 +17,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from arts_plugin.backend import Message
+from arts_plugin.marks import any_of
 
 
 @cache
@@ -54,8 +55,7 @@ def special_pattern(texts: Iterable[str]) -> re.Pattern[str]:
     Runs of white space are user-defined tokens in some vocabularies; those are anybody's to write. A user's own
     private-use character must not pass for the mark of a hidden text.
     """
-    marks = sorted({text for text in texts if text.strip()}, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, [*marks, "\ue000"])))
+    return re.compile(any_of([*(text for text in texts if text.strip()), "\ue000"]))
 
 
 def encode(
