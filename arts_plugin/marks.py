@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os.path
 import re
-from collections.abc import Collection, Iterable
-from itertools import groupby
+from collections.abc import Iterable
+from itertools import groupby, takewhile
 
 _DEEPEST = 40
 
@@ -29,8 +28,9 @@ def _of(texts: list[str], depth: int) -> str:
     return body if all(texts) else f"(?:{body})?"
 
 
-def _branch(texts: Collection[str], depth: int) -> str:
-    """Texts that begin with the same character."""
-    shared = os.path.commonprefix(list(texts))
+def _branch(texts: list[str], depth: int) -> str:
+    """Sorted texts that begin with the same character."""
+    pairs = zip(texts[0], texts[-1], strict=False)
+    shared = texts[0][: sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))]
     rest = [text[len(shared) :] for text in texts]
     return re.escape(shared) + (_of(rest, depth + 1) if any(rest) else "")

@@ -128,8 +128,9 @@ def _compile(setup: dict[str, Any], tokenizer: Any) -> tuple[Any, str]:
     found: list[Any] = [None, "it could not be compiled"]
 
     def work() -> None:
-        with contextlib.suppress(AttributeError, OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+        if sys.platform == "linux":  # elsewhere a thread has no priority by its number
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
         try:
             found[:] = [_compiled(setup["kind"], setup["text"], tokenizer), ""]
         except Exception as error:  # whatever the library raises is said of this grammar

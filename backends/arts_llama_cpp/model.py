@@ -53,7 +53,6 @@ class LlamaModel:
         self.chat_template: str | None = template.decode("utf-8", "replace") if template else None
         self._chat_options = chat.options(settings.enable_thinking)
         self._pieces: dict[int, bytes] = {}
-        self._buffer = ctypes.create_string_buffer(256)
         self._special: re.Pattern[str] | None = None
 
     def _tensor_split(self, text: str) -> Any:
@@ -132,11 +131,12 @@ class LlamaModel:
         return known
 
     def _piece(self, token: int) -> bytes:
-        size = self.lib.llama_token_to_piece(self.vocab, token, self._buffer, len(self._buffer), 0, False)
+        buffer = ctypes.create_string_buffer(256)  # one of its own: threads ask at the same time
+        size = self.lib.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, False)
         if size < 0:
-            self._buffer = ctypes.create_string_buffer(-size)
-            size = self.lib.llama_token_to_piece(self.vocab, token, self._buffer, -size, 0, False)
-        return bytes(self._buffer.raw[:size])
+            buffer = ctypes.create_string_buffer(-size)
+            size = self.lib.llama_token_to_piece(self.vocab, token, buffer, -size, 0, False)
+        return buffer.raw[:size]
 
     def encode(self, text: str) -> Prompt:
         """A plain prompt: user text, so no special tokens; BOS if the model wants one."""

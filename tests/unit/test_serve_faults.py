@@ -23,7 +23,7 @@ from arts_plugin.run import RunFolder, read_trees
 from arts_plugin.serve import answers, app
 from arts_plugin.serve.decided import Teller
 from arts_plugin.serve.protocol import read
-from arts_plugin.serve.service import News, Service
+from arts_plugin.serve.service import News, Ready, Service
 from arts_plugin.settings import Settings
 from arts_plugin.tree import ReasoningTree
 
@@ -200,8 +200,8 @@ def test_who_asks_while_the_server_stops_is_told(serve: Serve) -> None:
     heard: list[News] = []
 
     def put(service: Service) -> None:
-        asked = read("text", {"prompt": "for ever"}, "scripted", Settings(slots=8), app.Limits())
-        service.put(asked, heard.append)
+        (asked,) = read("text", {"prompt": "for ever"}, "scripted", Settings(slots=8), app.Limits())
+        service.put(Ready(asked, None), heard.append)
 
     for _ in range(12):  # four more than can be searched at once
         put(served.service)
@@ -274,7 +274,8 @@ class TestStreams:
             scope = {"type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1"}
             scope |= {"method": "POST", "path": "/v1/chat/completions", "raw_path": b"", "query_string": b""}
             scope |= {"scheme": "http", "root_path": "", "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 1)}
-            await house.asgi()({**scope, "headers": [(b"host", b"localhost")]}, receive, send)  # type: ignore[arg-type]
+            headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+            await house.asgi()({**scope, "headers": headers}, receive, send)  # type: ignore[arg-type]
 
         asyncio.run(visit())
         assert house._waiting == 0
