@@ -25,7 +25,7 @@ class Waiting:
     Args:
         head: seconds in which the first line and the headers of a request must have come.
         body: seconds in which the rest must have, and in which a client must have read what it was sent.
-        most: connections, at most. The oldest of those that wait gives way to one more.
+        most: connections, at most. The oldest of those that wait gives way to one more; those that were answered last.
     """
 
     def __init__(self, head: float, body: float, most: int) -> None:
@@ -38,7 +38,9 @@ class Waiting:
         self._open.add(connection)
         self.wait(connection)
         while len(self._open) > self.most and self._since:
-            self.give_up(next(iter(self._since)))
+            others = [other for other in self._since if other is not connection]
+            # One that was answered and is kept may be used again at any moment, and is closed soon if it is not.
+            self.give_up(next((other for other in others if not other.idle), others[0] if others else connection))
 
     def wait(self, connection: Connection) -> None:
         """Its request is, or is still, on its way."""
@@ -74,6 +76,12 @@ class Connection(H11Protocol):
         super().__init__(*arguments, **more)
         self._waiting = waiting
         self._unread: asyncio.TimerHandle | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether it has been answered, and nothing of a further request has come."""
+        answered = self.cycle is not None and self.cycle.response_complete
+        return answered and self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
 
     @property
     def sends_body(self) -> bool:

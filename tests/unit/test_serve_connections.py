@@ -79,7 +79,8 @@ def test_what_follows_a_refusal_is_not_read_for_ever(serve: Serve) -> None:
 def test_the_oldest_of_those_that_wait_gives_way(sent: bytes, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listening, "most_connections", lambda: 20)
     served = serve(limits=Limits(waiting=4), slow=0.01)
-    with httpx.Client() as busy, ExitStack() as open_ones:
+    with httpx.Client() as busy, httpx.Client() as kept, ExitStack() as open_ones:
+        kept.get(f"{served.url}/health")
         stream = {"messages": [{"role": "user", "content": "for ever"}], "stream": True}
         with busy.stream("POST", f"{served.url}/v1/chat/completions", json=stream) as answer:
             lines = answer.iter_lines()
@@ -91,6 +92,7 @@ def test_the_oldest_of_those_that_wait_gives_way(sent: bytes, serve: Serve, monk
                 reply = other.post(f"{served.url}/v1/chat/completions", json=question)
                 assert reply.status_code == 200
             assert rest(clients[0]) == b""
+            assert kept.get(f"{served.url}/health").status_code == 200
             assert list(lines)[-2] == "data: [DONE]"  # whoever is answered is left alone
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -15,12 +16,13 @@ import openai
 import pytest
 from scripted import Oracle
 from scripted_server import ScriptedServer
-from served import HTTP, Serve, Served, ask, events, serving, until
+from served import HTTP, Serve, Served, ask, events, request_head, serving, until
 
-from arts_plugin import RunFolderError
+from arts_plugin import RunFolderError, SettingsError
+from arts_plugin.engine.guide_process import nobody_waits
 from arts_plugin.plugins import Plugins
 from arts_plugin.run import RunFolder, read_trees
-from arts_plugin.serve import answers, app
+from arts_plugin.serve import answers, app, protocol
 from arts_plugin.serve.decided import Teller
 from arts_plugin.serve.protocol import read
 from arts_plugin.serve.service import News, Ready, Service
@@ -210,6 +212,26 @@ def test_who_asks_while_the_server_stops_is_told(serve: Serve) -> None:
     assert len(heard) == 12
     put(served.service)
     assert [(news.kind, news.text) for news in heard] == [("failed", "the server is stopping")] * 13
+
+
+def test_who_leaves_while_a_request_is_read_is_not_worked_for(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = serve()
+    begun, given_up = threading.Event(), threading.Event()
+
+    def slowly(*arguments: Any, **more: Any) -> Any:
+        begun.set()
+        until(nobody_waits.get())  # as the wait for a grammar's process does
+        given_up.set()
+        raise SettingsError("nobody waits for it")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(protocol, "read", slowly)
+        with socket.create_connection(("127.0.0.1", int(served.url.rsplit(":", 1)[1]))) as client:
+            client.sendall(request_head(2) + b"{}")
+            until(begun.is_set)
+        until(given_up.is_set)
+    until(lambda: served.get("/health").json()["waiting"] == 0)
+    assert served.chat("one way").status_code == 200
 
 
 class TestStreams:
