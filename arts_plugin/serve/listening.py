@@ -76,6 +76,7 @@ class Connection(H11Protocol):
         super().__init__(*arguments, **more)
         self._waiting = waiting
         self._unread: asyncio.TimerHandle | None = None
+        self._farewell: asyncio.TimerHandle | None = None
 
     @property
     def idle(self) -> bool:
@@ -97,7 +98,9 @@ class Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """It is closed."""
         self._waiting.gone(self)
-        self.resume_writing()
+        for timer in (self._unread, self._farewell):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -110,10 +113,13 @@ class Connection(H11Protocol):
         self._waiting.done(self)
         super().on_response_complete()
         if self.conn.their_state is h11.SEND_BODY:
-            self.loop.call_later(_FAREWELL, self._waiting.give_up, self)
+            self._farewell = self.loop.call_later(_FAREWELL, self._waiting.give_up, self)
         self._look()
 
     def _look(self) -> None:
+        if self._farewell is not None and self.conn.their_state is not h11.SEND_BODY:
+            self._farewell.cancel()
+            self._farewell = None
         idle = self.conn.their_state is h11.IDLE and (self.cycle is None or self.cycle.response_complete)
         if idle or self.sends_body:
             self._waiting.wait(self)

@@ -167,7 +167,7 @@ class TestBadInput:
             (ask(max_tokens=-5), "max_tokens is -5"),
             (ask(arts=3), "arts is an object"),
             (ask(arts={"budget_trajectories": -1}), "budget_trajectories is -1"),
-            (ask(arts={"budget_trajectories": 1e9}), "allows 256 at most"),
+            (ask(arts={"budget_trajectories": 1e9}), "budget_trajectories is 1000000000; it must be at most"),
             (ask(arts={"budget_trajectories": None, "budget_tokens": 5}), "allows 256 at most"),
             (ask(arts={"budget_token": 3}), "did you mean 'budget_tokens'"),
             (ask(arts={"model": "/etc/passwd"}), "arts.model is the same for all"),

@@ -75,6 +75,18 @@ def test_what_follows_a_refusal_is_not_read_for_ever(serve: Serve) -> None:
                 time.sleep(0.02)
 
 
+def test_a_connection_goes_on_after_a_refused_body(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest of it comes, and with it the end of the wait for it."""
+    monkeypatch.setattr(listening, "_FAREWELL", 0.2)
+    served = serve(limits=Limits(body=1000), slow=0.01, max_gen_toks=150)
+    with connect(served, request_head(2_000_000) + b"x" * 1_900_000) as client:
+        client.sendall(b"x" * 100_000)
+        assert client.recv(1 << 16).startswith(b"HTTP/1.1 413")
+        question = b'{"messages": [{"role": "user", "content": "for ever"}]}'
+        client.sendall(request_head(len(question)) + question)
+        assert b"HTTP/1.1 200" in client.recv(1 << 16)
+
+
 @pytest.mark.parametrize("sent", [HALF_HEAD, request_head(100) + b"{"], ids=["heads", "bodies"])
 def test_the_oldest_of_those_that_wait_gives_way(sent: bytes, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listening, "most_connections", lambda: 20)
