@@ -56,7 +56,7 @@ class Followed:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
         )
-        self._end = weakref.finalize(self, _end, self._process)
+        self._end = weakref.finalize(self, _end, self._process, os.getpid())
         self._operations: deque[bytes] = deque()  # appended to from wherever a guide is forgotten
         self._numbers = itertools.count(1)
         self._problem = ""
@@ -171,7 +171,9 @@ def _library(kind: str) -> str:
     return str(Path(found.origin).parent.parent)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes], owner: int) -> None:
+    if os.getpid() != owner:  # a copy of the one that started it
+        return
     process.kill()
     process.wait()
     for stream in (process.stdin, process.stdout):

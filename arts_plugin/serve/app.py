@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hmac
 import json
 import logging
@@ -334,10 +335,16 @@ def _pass_on(loop: asyncio.AbstractEventLoop, heard: asyncio.Queue[News], news: 
 
 
 def _json(body: bytes) -> Any:
+    # A megabyte of lists is read in 20 ms, in which no other thread goes on, and looked through for cycles in 100 more.
+    collects = gc.isenabled()
+    gc.disable()
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as error:
         raise BadRequestError(f"the body is no JSON: {error}") from error
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _event(data: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 import secrets
 import time
 import uuid
@@ -37,6 +38,9 @@ _MOST_KEY = 40
 _SEEDS = 1 << 31
 _MOST_TEXT = 1000
 """Characters of any other setting, and of a stop string."""
+_SHOWN = reprlib.Repr()
+"""Shows a value without looking at all of it."""
+_SHOWN.maxstring = 100
 _ROLES = frozenset({"system", "developer", "user", "assistant"})
 
 
@@ -145,7 +149,7 @@ def read(
     name = body.get("model")
     if name is not None and name not in ("", model):
         raise BadRequestError(
-            f"there is no model {name!r:.100}; this server has {model!r}", "model", 404, "model_not_found"
+            f"there is no model {_SHOWN.repr(name)}; this server has {model!r}", "model", 404, "model_not_found"
         )
     for key, reason in _REFUSED.items():
         if body.get(key) not in _NOTHING:
@@ -266,7 +270,9 @@ def _messages(raw: Any) -> tuple[Message, ...]:
 def _message(raw: Any) -> Message:
     role = raw.get("role") if isinstance(raw, dict) else None
     if not isinstance(role, str) or role not in _ROLES:
-        raise BadRequestError(f"a message's role is one of {', '.join(sorted(_ROLES))}, not {role!r:.50}", "messages")
+        raise BadRequestError(
+            f"a message's role is one of {', '.join(sorted(_ROLES))}, not {_SHOWN.repr(role)}", "messages"
+        )
     content = raw.get("content")
     if raw.get("tool_calls") or raw.get("function_call"):
         raise BadRequestError("a message with tool calls is not read", "messages")

@@ -12,6 +12,8 @@ from typing import Literal
 
 from arts_plugin.api import Arts
 from arts_plugin.backend import Prompt
+from arts_plugin.engine.guide_process import Followed
+from arts_plugin.engine.guides import PROBLEM
 from arts_plugin.errors import ArtsError, ModelError, PromptTooLongError, SettingsError, UnknownNameError
 from arts_plugin.search.driver import Event, SearchDriver
 from arts_plugin.search.job import Job
@@ -27,7 +29,8 @@ REFUSALS = (SettingsError, PromptTooLongError, UnknownNameError, ModelError)
 """What is wrong with a request rather than with its engine; a chat template that refuses messages is a ModelError."""
 _BANK = 0.1
 """CPU seconds that the masks of a request's grammar may take beyond 2 ms each: all others wait for them."""
-_PATIENCE = 30.0
+_PATIENCE = 10.0
+"""Seconds that requests which are being read have for it when the server stops."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ class Ready:
 
     ask: Ask
     prompt: Prompt | None
-    grammar: object = None
+    grammar: Followed | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -250,6 +253,8 @@ class Service:
         return ticket
 
     def _job(self, ready: Ready) -> Job:
+        if ready.grammar is not None and not ready.grammar.alive:  # since it was read; to compile it again holds up all
+            raise SettingsError(f"{PROBLEM}it takes too much")
         ask, prompt = ready.ask, ready.prompt or self._prompt(ready.ask)
         return self.arts.job(prompt, ask.settings, ask.stops, {"request": ask.id})
 

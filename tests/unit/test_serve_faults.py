@@ -19,7 +19,9 @@ from scripted_server import ScriptedServer
 from served import HTTP, Serve, Served, ask, events, request_head, serving, until
 
 from arts_plugin import RunFolderError, SettingsError
-from arts_plugin.engine.guide_process import nobody_waits
+from arts_plugin.backend import Grammar
+from arts_plugin.engine import guide_process
+from arts_plugin.engine.guide_process import Followed, nobody_waits
 from arts_plugin.plugins import Plugins
 from arts_plugin.run import RunFolder, read_trees
 from arts_plugin.serve import answers, app, protocol
@@ -212,6 +214,17 @@ def test_who_asks_while_the_server_stops_is_told(serve: Serve) -> None:
     assert len(heard) == 12
     put(served.service)
     assert [(news.kind, news.text) for news in heard] == [("failed", "the server is stopping")] * 13
+
+
+def test_a_grammar_that_has_ended_since_it_was_read_is_not_compiled_beside_the_searches(serve: Serve) -> None:
+    served, heard = serve(), list[News]()
+    (asked,) = read("text", {"prompt": "one way"}, "scripted", Settings(slots=8), app.Limits())
+    followed = Followed(Grammar("grammar", 'root ::= "a"'), guide_process.packed([b"a", b""]), [1], bank=1.0)
+    followed._process.kill()
+    followed.masks([0])
+    served.service.put(Ready(asked, None, followed), heard.append)
+    until(lambda: bool(heard))
+    assert (heard[0].kind, heard[0].text.startswith("the grammar")) == ("refused", True)
 
 
 def test_who_leaves_while_a_request_is_read_is_not_worked_for(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
