@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from arts_plugin.marks import any_of
+from arts_plugin.marks import Cutter, any_of
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -28,3 +28,30 @@ def test_texts_that_begin_one_another() -> None:
     """The compiler of patterns would recurse as deep as there are texts."""
     texts = ["a" * n for n in range(1, 3000)]
     assert re.findall(any_of(texts), "a" * 4000) == ["a" * 2999, "a" * 1001]
+
+
+def test_a_text_of_many_marks_is_cut_behind_few_of_them() -> None:
+    cutter = Cutter(["<a>", "\n\n"])
+    for text in ("<a>x" * 10_000, "y\n\n" * 10_000, "<a>" * 10_000):
+        pieces = list(cutter.cut(text))
+        assert "".join(pieces) == text
+        assert max(len(re.findall("<a>|\n\n", piece)) for piece in pieces) <= Cutter.MARKS
+
+
+@pytest.mark.parametrize(
+    ("marks", "strips", "text", "pieces"),
+    [
+        (["<a>"], [], "x<a>y", ["x<a>", "y"]),
+        (["<a>"], [], "x<a>", ["x<a>"]),
+        (["<a>"], ["<a>"], "x<a> y", ["x<a> y"]),  # the space is the mark's
+        (["ab", "bcd"], [], "abcd", ["abcd"]),  # whichever is found first
+        (["xab", "abc"], [], "xabcd", ["xabcd"]),
+        (["\n", "\n\n"], [], "a\n\n\nb", ["a\n\n\nb"]),
+        ([], [], "abc", ["abc"]),
+    ],
+)
+def test_it_is_cut_only_where_the_tokeniser_cuts(
+    marks: list[str], strips: list[str], text: str, pieces: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Cutter, "MARKS", 1)
+    assert list(Cutter(marks, strips).cut(text)) == pieces
