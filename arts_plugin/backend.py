@@ -207,7 +207,11 @@ class ModelInfo:
 
 @runtime_checkable
 class Backend(Protocol):
-    """A proposer's engine. One thread owns it; nothing here may be called from two at once."""
+    """A proposer's engine. One thread owns it; nothing here may be called from two at once.
+
+    A backend whose `encode` and `encode_chat` may be called from any thread, while the engine works, says so by an attribute
+    `any_thread = True`: `arts serve` then reads a prompt while others are searched.
+    """
 
     slots: int
     stats: EngineStats

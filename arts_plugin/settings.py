@@ -111,7 +111,7 @@ class Settings:
         "Reward models, published process reward models among them: a trace's score is the min, last, product or mean of "
         "its steps'.",
     )
-    budget_trajectories: int | None = _setting(8, "Finished trajectories per question, at most.", low=1)
+    budget_trajectories: int | None = _setting(8, "Finished trajectories per question, at most.", low=1, high=100_000)
     budget_tokens: int | None = _setting(None, "Generated and refilled proposer tokens per question, at most.", low=1)
     budget_seconds: float | None = _setting(None, "Seconds per question from its admission, at most.", above=0)
     budget_nodes: int | None = _setting(None, "Proposed steps per question, at most; merged ones count.", low=1)
@@ -119,6 +119,7 @@ class Settings:
         2,
         "K, the one-step proposals made for each state that is drawn; with strategy=sdf the number of main traces.",
         low=1,
+        high=100_000,
     )
     slots: int = _setting(
         16, "Branches decoded at once, over all questions; `auto` is as many as there is KV memory for.", low=1
@@ -312,9 +313,9 @@ class Settings:
         if self.grammar and self.json_schema:
             raise SettingsError("grammar and json_schema are both set; a trace follows one of them")
         if (grammar := grammar_of(self)) is not None:
-            from arts_plugin.engine.guides import compile_grammar
+            from arts_plugin.engine.guide_process import check_grammar
 
-            compile_grammar(grammar)
+            check_grammar(grammar)
 
     def shaping(self) -> dict[str, Any]:
         """The settings that decide what a search finds, without those that say where and how fast it runs."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from arts_plugin.chat import process
 from arts_plugin.errors import ModelError
+from arts_plugin.marks import any_of
 
 Messages = Sequence[Mapping[str, str]]
 Span = tuple[int, int]
@@ -112,8 +113,7 @@ def special_pattern(texts: Iterable[str]) -> re.Pattern[str]:
 
     Runs of white space are user-defined tokens in some vocabularies; those are anybody's to write.
     """
-    marks = sorted({text for text in texts if text.strip()}, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, marks)) or "(?!)")
+    return re.compile(any_of(text for text in texts if text.strip()))
 
 
 def encode(chat: Rendered, special: re.Pattern[str], tokenize: Callable[[str, bool], Iterable[int]]) -> list[int]:

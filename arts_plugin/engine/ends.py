@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from arts_plugin.backend import FloatArray, StepResult
+from arts_plugin.engine.guides import Guide
 from arts_plugin.engine.runtime import Draw, NextTokens
 from arts_plugin.engine.states import BranchState, Point, point_of, run_of, scanner_of
 from arts_plugin.sampling import Adjustment
@@ -32,6 +33,7 @@ def adjustments(states: Sequence[BranchState]) -> list[Adjustment]:
     generation = point_of(states[0]).question.generation
     if not generation.sampling.shifts and generation.grammar is None:
         return []
+    Guide.look([guide for state in states if (guide := run_of(state).guide)])
     found = []
     for state in states:
         run, before = run_of(state), point_of(state).question.n_prompt

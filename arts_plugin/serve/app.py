@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hmac
 import json
 import logging
@@ -10,20 +11,22 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
+from arts_plugin.errors import ArtsError
 from arts_plugin.serve import answers, protocol
+from arts_plugin.serve.doors import doors
 from arts_plugin.serve.protocol import Ask, BadRequestError, Kind, Limits
-from arts_plugin.serve.service import News, Service
+from arts_plugin.serve.reading import Reader
+from arts_plugin.serve.service import REFUSALS, News, Ready, Service
 
 log = logging.getLogger(__name__)
 
@@ -45,28 +48,40 @@ class App:
         model: the name under which it is served.
         key: what clients must send as `Authorization: Bearer`; None lets everybody in.
         hosts: names by which it may be called; a page in a browser that has another name point here is turned away.
+        origins: origins of pages that may call it.
+        own_seed: whether requests without a seed get the service's own.
     """
 
     def __init__(
-        self, service: Service, model: str, limits: Limits, key: str | None, hosts: Sequence[str] = ("*",)
+        self,
+        service: Service,
+        model: str,
+        limits: Limits,
+        key: str | None,
+        hosts: Sequence[str] = ("*",),
+        origins: Sequence[str] = (),
+        own_seed: bool = False,
     ) -> None:
-        self.service, self.model, self.limits, self._key, self.hosts = service, model, limits, key, list(hosts)
+        self.service, self.model, self.limits, self._key = service, model, limits, key
+        self.hosts, self.origins, self._own_seed = list(hosts), list(origins), own_seed
         self._waiting = 0
         self._created = int(time.time())
         self._asked: OrderedDict[str, deque[float]] = OrderedDict()
+        self._reader = Reader(limits.waiting)
 
     def asgi(self) -> Starlette:
         """The application."""
         routes = [
             Route("/health", self.health),
             Route("/v1/models", self.models),
+            Route("/v1/models/", self.models),
             Route("/v1/models/{name:path}", self.a_model),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
             Route("/v1/completions", self.text, methods=["POST"]),
         ]
         return Starlette(
             routes=routes,
-            middleware=[Middleware(_Known, hosts=self.hosts)],
+            middleware=doors(self.hosts, self.origins, open_to_all=self._key is None),
             lifespan=self._life,
             exception_handlers={HTTPException: _plainly, Exception: _plainly},
         )
@@ -74,6 +89,7 @@ class App:
     @asynccontextmanager
     async def _life(self, app: Starlette) -> AsyncIterator[None]:
         yield
+        self._reader.close()
         await asyncio.to_thread(self.service.stop)
 
     # Routes.
@@ -89,8 +105,8 @@ class App:
         """The same, by name."""
         if barred := self._barred(request):
             return barred
-        if request.path_params["name"] != self.model:
-            return _error(404, f"there is no such model; this server has {self.model!r}")
+        if request.path_params["name"].rstrip("/") != self.model:
+            return _error(404, f"there is no such model; this server has {self.model!r}", code="model_not_found")
         return JSONResponse(self._card)
 
     @property
@@ -106,42 +122,70 @@ class App:
         return await self._complete(request, "text")
 
     async def _complete(self, request: Request, kind: Kind) -> Response:
-        if barred := self._barred(request) or self._too_often(request):
+        if barred := self._barred(request) or _of_another_type(request) or self._too_often(request) or self._full():
             return barred
-        if self._waiting >= self.limits.waiting:
-            return _error(429, f"{self._waiting} requests are waiting, as many as may", retry=True)
+        body = await self._received(request)
+        if isinstance(body, Response):
+            return body
         with ExitStack() as house:
-            self._waiting += 1  # before the body has come, which takes as long as its client likes
-            house.callback(self._one_less)
-            ask = await self._read(request, kind)
-            if isinstance(ask, Response):
-                return ask
-            loop, heard = asyncio.get_running_loop(), asyncio.Queue[News]()
-            ticket = self.service.put(ask, lambda news: _pass_on(loop, heard, news))
+            # Its place is taken when its body has come, which takes as long as its client likes.
+            if full := self._enter(house):
+                return full
+            asked = await self._read(request, kind, body)
+            if isinstance(asked, Response):
+                return asked
+            if full := self._enter(house, len(asked) - 1):
+                return full
+            return await self._searched(request, asked, house)
+
+    async def _searched(self, request: Request, asked: Sequence[Ready], house: ExitStack) -> Response:
+        """The answer to one search, which may be streamed, or to several."""
+        loop, ask = asyncio.get_running_loop(), asked[0].ask
+        queues = [asyncio.Queue[News]() for _ in asked]
+        for ready, heard in zip(asked, queues, strict=True):
+            ticket = self.service.put(ready, partial(_pass_on, loop, heard))
             house.callback(self.service.leave, ticket)
-            house.callback(loop.call_later(ask.seconds, self.service.expire, ticket).cancel)
-            if not ask.stream:
-                return self._whole(ask, await _hear(request, heard))
-            # What goes wrong has a status of its own only before the stream has begun.
-            with suppress(TimeoutError):
-                first = await _hear(request, heard, _BREATH)
-                if first is None or first.kind in _STATUS:
-                    return _refusal(first)
-                return _Stream(self._events(request, ask, heard, first), house.pop_all())
-            return _Stream(self._events(request, ask, heard, News("begun")), house.pop_all())
+            house.callback(loop.call_later(ready.ask.seconds, self.service.expire, ticket).cancel)
+        if not ask.stream:
+            return await self._whole(request, [ready.ask for ready in asked], queues)
+        # What goes wrong has a status of its own only before the stream has begun.
+        with suppress(TimeoutError):
+            first = await _hear(request, queues[0], _BREATH)
+            if first is None or first.kind in _STATUS:
+                return _refusal(first)
+            return _Stream(self._events(request, ask, queues[0], first), house.pop_all())
+        return _Stream(self._events(request, ask, queues[0], News("begun")), house.pop_all())
 
-    def _one_less(self) -> None:
-        self._waiting -= 1
+    async def _whole(self, request: Request, asks: Sequence[Ask], queues: Sequence[asyncio.Queue[News]]) -> Response:
+        trees = []
+        for heard in queues:
+            news = await _hear(request, heard)
+            if news is None or news.tree is None:
+                return _refusal(news)
+            trees.append(news.tree)
+        return JSONResponse(answers.answer(asks, self.model, trees))
 
-    async def _read(self, request: Request, kind: Kind) -> Ask | Response:
-        """What is asked for, or why it cannot be told."""
+    def _full(self) -> Response | None:
+        if self._waiting < self.limits.waiting:
+            return None
+        return _error(429, f"{self._waiting} requests are waiting, as many as may", retry=True)
+
+    def _enter(self, house: ExitStack, places: int = 1) -> Response | None:
+        """Take places until the house is left, or say that there are not so many."""
+        if places and self._waiting + places > self.limits.waiting:
+            return _error(429, f"{self._waiting} requests are waiting, and {self.limits.waiting} may", retry=True)
+        self._waiting += places
+        house.callback(self._leave, places)
+        return None
+
+    def _leave(self, places: int) -> None:
+        self._waiting -= places
+
+    async def _received(self, request: Request) -> bytes | Response:
+        """The body, or why it is not there."""
         try:
             async with asyncio.timeout(self.limits.upload):
-                body = await self._body(request)
-            # Grammars take a while to read.
-            return await asyncio.to_thread(self._parsed, kind, body)
-        except BadRequestError as error:
-            return _error(400, str(error), param=error.param)
+                return await self._body(request)
         except TimeoutError:
             return _error(408, f"the body did not come within {self.limits.upload:g} seconds")
         except _TooLongError:
@@ -149,16 +193,29 @@ class App:
         except ClientDisconnect:
             return _refusal(None)
 
-    def _parsed(self, kind: Kind, body: bytes) -> Ask:
+    async def _read(self, request: Request, kind: Kind, body: bytes) -> tuple[Ready, ...] | Response:
+        """What is asked for, ready to be searched, or why it cannot be."""
+        leaving = asyncio.ensure_future(_gone(request))
         try:
-            return protocol.read(kind, _json(body), self.model, self.service.arts.settings, self.limits)
+            found = await self._reader.read(len(body), leaving, partial(self._parsed, kind, body))
+            return _refusal(None) if found is None else found
+        except BadRequestError as error:
+            return _error(error.status, str(error), param=error.param, code=error.code)
+        except REFUSALS as error:
+            return _error(400, str(error), code=error.code)
+        except Exception as error:
+            log.warning("a request could not be read: %s", error, exc_info=not isinstance(error, ArtsError))
+            return _refusal(News("failed", f"the request could not be searched: {error}"))
+        finally:
+            leaving.cancel()
+
+    def _parsed(self, kind: Kind, body: bytes) -> tuple[Ready, ...]:
+        try:
+            settings = self.service.arts.settings
+            asks = protocol.read(kind, _json(body), self.model, settings, self.limits, own_seed=self._own_seed)
         except RecursionError as error:
             raise BadRequestError("the body is nested too deeply") from error
-
-    def _whole(self, ask: Ask, news: News | None) -> Response:
-        if news is None or news.tree is None:
-            return _refusal(news)
-        return JSONResponse(answers.answer(ask, self.model, news.tree))
+        return tuple(map(self.service.read, asks))
 
     async def _events(self, request: Request, ask: Ask, heard: asyncio.Queue[News], first: News) -> AsyncIterator[str]:
         yield _event(answers.chunk(ask, self.model, None))
@@ -178,7 +235,7 @@ class App:
             yield _event(answers.problem(news.text, _STATUS[news.kind][1], code=news.code))
             return
         last = answers.chunk(ask, self.model, "", answers.finish_reason(news.tree, news.stopped))
-        yield _event({**last, "arts": answers.about(news.tree)})
+        yield _event({**last, "arts": answers.about(ask, news.tree)})
         if ask.usage:
             yield _event(answers.closing(ask, self.model, news.tree))
         yield "data: [DONE]\n\n"
@@ -243,26 +300,6 @@ class _Stream(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-class _Known:
-    """Turns away who calls this server by a name that is not its own.
-
-    Args:
-        hosts: the names, with or without the brackets of an IPv6 address; "*" is any.
-    """
-
-    def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
-        self.app, self.hosts = app, {host.strip("[]").lower() for host in hosts}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and "*" not in self.hosts:
-            host = Headers(scope=scope).get("host", "").lower()
-            name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-            if name not in self.hosts:
-                await _error(400, f"this server is not called {name!r:.100}")(scope, receive, send)
-                return
-        await self.app(scope, receive, send)
-
-
 async def _hear(request: Request, heard: asyncio.Queue[News], patience: float | None = None) -> News | None:
     """What is heard next; None if the client leaves before.
 
@@ -294,10 +331,16 @@ def _pass_on(loop: asyncio.AbstractEventLoop, heard: asyncio.Queue[News], news: 
 
 
 def _json(body: bytes) -> Any:
+    # A megabyte of lists is read in 20 ms, in which no other thread goes on, and looked through for cycles in 100 more.
+    collects = gc.isenabled()
+    gc.disable()
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as error:
         raise BadRequestError(f"the body is no JSON: {error}") from error
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _event(data: Any) -> str:
@@ -309,6 +352,14 @@ def _refusal(news: News | None) -> Response:
         return Response(status_code=499)  # nobody reads it
     status, kind = _STATUS[news.kind]
     return _error(status, news.text, kind, retry=status == 503, code=news.code)
+
+
+def _of_another_type(request: Request) -> Response | None:
+    """A page of another origin may send what is no JSON without asking."""
+    given = request.headers.get("content-type", "")
+    if given.partition(";")[0].strip().lower() == "application/json":
+        return None
+    return _error(415, f"the content-type is {given!r:.100}; this server takes application/json")
 
 
 def _error(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import socket
 from contextlib import suppress
 from typing import Any
 
@@ -15,7 +14,6 @@ from arts_plugin.errors import ArtsError, SettingsError
 from arts_plugin.terminal import echo
 
 KEY = "ARTS_SERVE_KEY"
-_BACKLOG = 2048
 
 
 @click.command()
@@ -67,6 +65,12 @@ _BACKLOG = 2048
 @click.option(
     "--rate", default=0, show_default=True, type=click.IntRange(0), help="Requests a minute of each client; 0: any."
 )
+@click.option(
+    "--cors_origin",
+    "--cors-origin",
+    multiple=True,
+    help="Origin of pages that may call the server, http://localhost:3000 for example; can be repeated. * is any.",
+)
 @settings_options()
 def serve(
     host: str,
@@ -78,6 +82,7 @@ def serve(
     most_waiting: int,
     most_bytes: int,
     rate: int,
+    cors_origin: tuple[str, ...],
     **settings: Any,
 ) -> None:
     """Serve an OpenAI-compatible API that searches behind each request.
@@ -86,9 +91,9 @@ def serve(
     variable ARTS_SERVE_KEY is set, clients must send it as their API key.
     """
     try:
-        import uvicorn
-
+        from arts_plugin.serve import listening
         from arts_plugin.serve.app import App
+        from arts_plugin.serve.doors import check_origin
     except ImportError as error:
         raise ArtsError(f"arts serve needs {error.name}: pip install 'arts-plugin[server]'") from error
     from arts_plugin.api import Arts
@@ -98,6 +103,9 @@ def serve(
     key = api_key()
     if key is None and not _loopback(host):
         echo(f"anybody who can reach {host} may use this server: set {KEY} to ask for a key", err=True)
+    origins = [check_origin(origin) for origin in cors_origin]
+    if "*" in origins and key is None:
+        echo(f"any page in a browser of this machine may use this server: set {KEY} to ask for a key", err=True)
     limits = Limits(
         body=most_bytes,
         trajectories=most_trajectories,
@@ -106,21 +114,25 @@ def serve(
         waiting=most_waiting,
         rate=rate,
     )
-    arts = Arts(**given(settings))
+    chosen = given(settings)
+    arts = Arts(**chosen)
     limits.check(arts.settings)
     service = Service(arts)
-    with _bound(host, port) as listening:
+    try:
+        place = listening.bound(host, port)
+    except OSError as error:
+        raise ArtsError(f"cannot listen at host={host} port={port}: {error}") from error
+    with place:
         echo("loading the model", err=True)
         service.start()
         try:
             model = name or arts.backend.info.name
             hosts = ("localhost", "127.0.0.1", "::1", host) if _loopback(host) else ("*",)
-            listening.listen(_BACKLOG)  # who reads the address may come at once
-            app = App(service, model, limits, key, hosts).asgi()
-            echo(f"serving {model} at {address(host, listening.getsockname()[1])}", err=True)
-            config = uvicorn.Config(app, log_level="warning", backlog=_BACKLOG, timeout_graceful_shutdown=5)
+            place.listen(listening.BACKLOG)  # who reads the address may come at once
+            app = App(service, model, limits, key, hosts, origins, own_seed="seed" in chosen).asgi()
+            echo(f"serving {model} at {address(host, place.getsockname()[1])}", err=True)
             with suppress(KeyboardInterrupt):  # which uvicorn hands on after it has stopped in good order
-                uvicorn.Server(config).run(sockets=[listening])
+                listening.server(app, limits.head, limits.upload).run(sockets=[place])
         finally:
             service.stop()
 
@@ -145,22 +157,6 @@ def api_key() -> str | None:
 def address(host: str, port: int) -> str:
     """The URL for clients."""
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    """A socket at that address, before the model is loaded; it does not listen yet.
-
-    Raises:
-        ArtsError: the address is not this machine's, or taken.
-    """
-    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind((host, port))
-    except OSError as error:
-        made.close()
-        raise ArtsError(f"cannot listen at host={host} port={port}: {error}") from error
-    return made
 
 
 def _loopback(host: str) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import reprlib
+import secrets
 import time
 import uuid
 from collections.abc import Mapping
@@ -21,6 +23,7 @@ _SAMPLING = (
     *("repetition_penalty", "frequency_penalty", "presence_penalty", "logit_bias", "grammar"),
 )
 _LENGTHS = ("max_completion_tokens", "max_tokens")
+_NOTHING: tuple[Any, ...] = (None, False, "", [], {"type": "text"}, "auto")
 _REFUSED = {
     "tools": "tools cannot be called",
     "functions": "functions cannot be called",
@@ -32,25 +35,29 @@ _PATTERNS = ("extract", "delimiter")
 _FILES = frozenset({"grammar", "json_schema"})
 _LONG = _FILES | {"logit_bias"}
 _MOST_KEY = 40
+_SEEDS = 1 << 31
 _MOST_TEXT = 1000
 """Characters of any other setting, and of a stop string."""
+_SHOWN = reprlib.Repr()
+"""Shows a value without looking at all of it."""
+_SHOWN.maxstring = 100
 _ROLES = frozenset({"system", "developer", "user", "assistant"})
 
 
 class BadRequestError(ArtsError):
-    """A request that cannot be answered as it stands. `param` names what is wrong in it."""
+    """A request that cannot be answered as it stands. `param` names what is wrong in it, `code` is OpenAI's word for it."""
 
-    def __init__(self, message: str, param: str | None = None) -> None:
+    def __init__(self, message: str, param: str | None = None, status: int = 400, code: str | None = None) -> None:
         super().__init__(message)
-        self.param = param
+        self.param, self.status, self.code = param, status, code
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A request, read.
+    """A request, read; of a request with several prompts, the part that one of them is.
 
     Attributes:
-        prompt: of a text completion; `messages` are a chat's.
+        prompt: of a text completion, as text or token ids; `messages` are a chat's.
         settings: of this search.
         tokens, seconds: what it may cost, at most, whatever its settings say; see `Limits`.
         usage: whether a stream ends with the usage.
@@ -61,7 +68,7 @@ class Ask:
     tokens: int
     seconds: float
     messages: tuple[Message, ...] = ()
-    prompt: str = ""
+    prompt: str | tuple[int, ...] = ""
     stops: tuple[str, ...] = ()
     stream: bool = False
     usage: bool = False
@@ -75,7 +82,8 @@ class Limits:
 
     Attributes:
         body: bytes of a request.
-        upload: seconds in which its body must have come.
+        head: seconds in which its first line and its headers must have come.
+        upload: seconds in which its body must have come, and in which its client must have read what it was sent.
         trajectories: `budget_trajectories` and `width` of a search; no request is without a budget of trajectories.
         tokens: generated and refilled tokens of a search. They are reserved before a branch runs, so that a search without
             such a budget of its own ends within them, with what it has found.
@@ -86,6 +94,7 @@ class Limits:
     """
 
     body: int = 1 << 20
+    head: float = 10.0
     upload: float = 30.0
     trajectories: int = 256
     tokens: int = 1 << 17
@@ -122,12 +131,15 @@ class Limits:
         )
 
 
-def read(kind: Kind, body: Any, model: str, settings: Settings, limits: Limits) -> Ask:
-    """What `body` asks for.
+def read(
+    kind: Kind, body: Any, model: str, settings: Settings, limits: Limits, *, own_seed: bool = False
+) -> tuple[Ask, ...]:
+    """What `body` asks for: one search for each prompt.
 
     Args:
         model: the name under which the model is served.
         settings: those that a request may change, under `arts` by their own names.
+        own_seed: whether a request without a seed gets that of `settings`, and no fresh one.
 
     Raises:
         BadRequestError: it is malformed, asks for what there is not, or for more than is allowed.
@@ -136,55 +148,81 @@ def read(kind: Kind, body: Any, model: str, settings: Settings, limits: Limits) 
         raise BadRequestError("the body is no JSON object")
     name = body.get("model")
     if name is not None and name not in ("", model):
-        raise BadRequestError(f"there is no model {name!r:.100}; this server has {model!r}", "model")
+        raise BadRequestError(
+            f"there is no model {_SHOWN.repr(name)}; this server has {model!r}", "model", 404, "model_not_found"
+        )
     for key, reason in _REFUSED.items():
-        if body.get(key) not in (None, False, [], {"type": "text"}, "auto"):
+        if body.get(key) not in _NOTHING:
             raise BadRequestError(f"{key}: {reason}", key)
     if body.get("n") not in (None, 1) or body.get("best_of") not in (None, 1):
         raise BadRequestError("n and best_of must be 1: a search returns the trajectory that it chose", "n")
     stream, options = body.get("stream") or False, body.get("stream_options") or {}
     if not isinstance(stream, bool) or not isinstance(options, dict):
         raise BadRequestError("stream is true or false, and stream_options an object", "stream")
-    return Ask(
+    prompts = _prompts(body.get("prompt"), limits) if kind == "text" else [""]
+    if stream and len(prompts) > 1:
+        raise BadRequestError("a stream answers a single prompt; send the others without stream", "stream")
+    first = Ask(
         kind,
-        _settings(body, settings, limits),
+        _settings(body, settings, limits, own_seed),
         limits.tokens,
         limits.seconds,
         messages=_messages(body.get("messages")) if kind == "chat" else (),
-        prompt=_prompt(body.get("prompt")) if kind == "text" else "",
+        prompt=prompts[0],
         stops=_stops(body.get("stop")),
         stream=stream,
         usage=bool(options.get("include_usage")),
     )
+    return tuple(replace(first, prompt=prompt) for prompt in prompts)
 
 
-def _settings(body: Mapping[str, Any], settings: Settings, limits: Limits) -> Settings:
+def _settings(body: Mapping[str, Any], settings: Settings, limits: Limits, own_seed: bool) -> Settings:
     own = body.get("arts") or {}
     if not isinstance(own, dict):
         raise BadRequestError("arts is an object of settings", "arts")
     changes = {key: body[key] for key in _SAMPLING if body.get(key) is not None}
     if (schema := _schema(body.get("response_format"))) is not None:
         changes["json_schema"] = schema
-    length = next((body[key] for key in _LENGTHS if body.get(key) is not None), None)
-    if length is not None:
-        changes["max_gen_toks"] = length
+    field = next((key for key in _LENGTHS if body.get(key) is not None), None)
+    if field is not None:
+        changes["max_gen_toks"] = body[field]
     if shared := (OF_THE_RUN | {"slots"}) & own.keys():
         raise BadRequestError(f"arts.{min(shared)} is the same for all requests of this server", "arts")
     changes |= own
     if (longest := max(own, key=len, default="")) and len(longest) > _MOST_KEY:
         raise BadRequestError(f"unknown setting {longest[:_MOST_KEY]!r}...", "arts")
+    seeded = changes.get("seed") not in (None, -1)
+    if not seeded:
+        changes.pop("seed", None)
     _check_texts(changes, limits)
     try:
         made = settings.with_(changes)
         limits.check(made)
     except SettingsError as error:
-        raise BadRequestError(str(error), "arts") from error
+        raise _as_asked(error, body, field) from error
     for key in _PATTERNS:  # as they were read: an escape may spell the prefix
         text = getattr(made, key)
         if text.startswith(REGEX_PREFIX) and text != getattr(settings, key):
             # One can take time exponential in the text, and everybody's searches wait for it.
             raise BadRequestError(f"{key}: a request takes no regular expressions; start the server with that one", key)
+    if not seeded and not own_seed and made.temperature > 0 and made.strategy != "greedy":
+        made = replace(made, seed=secrets.randbelow(_SEEDS))
     return limits.within(made)
+
+
+def _as_asked(error: SettingsError, body: Mapping[str, Any], length: str | None) -> BadRequestError:
+    """What is wrong with a setting, by the name of the field that it came with.
+
+    Args:
+        length: the field that `max_gen_toks` came with, if one did.
+    """
+    name, _, rest = str(error).partition(" ")
+    own: Mapping[str, Any] = body.get("arts") or {}
+    fields = {"max_gen_toks": length, "json_schema": "response_format" if body.get("response_format") else None}
+    if name in own:
+        return BadRequestError(str(error), "arts")
+    field = fields.get(name) or (name if name in body else None)
+    return BadRequestError(f"{field or name} {rest}", field or "arts")
 
 
 def _check_texts(changes: Mapping[str, Any], limits: Limits) -> None:
@@ -232,24 +270,44 @@ def _messages(raw: Any) -> tuple[Message, ...]:
 def _message(raw: Any) -> Message:
     role = raw.get("role") if isinstance(raw, dict) else None
     if not isinstance(role, str) or role not in _ROLES:
-        raise BadRequestError(f"a message's role is one of {', '.join(sorted(_ROLES))}, not {role!r:.50}", "messages")
+        raise BadRequestError(
+            f"a message's role is one of {', '.join(sorted(_ROLES))}, not {_SHOWN.repr(role)}", "messages"
+        )
     content = raw.get("content")
+    if raw.get("tool_calls") or raw.get("function_call"):
+        raise BadRequestError("a message with tool calls is not read", "messages")
+    if content is None and role == "assistant":  # as OpenAI's own clients send back what had none
+        content = ""
     if isinstance(content, list):
         parts = [
             part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content
         ]
         content = "".join(parts) if all(isinstance(part, str) for part in parts) else None  # type: ignore[arg-type]
     if not isinstance(content, str):
-        raise BadRequestError("a message's content is text; images, sounds and tool calls are not read", "messages")
+        raise BadRequestError(
+            f"the content of a message (role {role}) is text; images and sounds are not read", "messages"
+        )
     return {"role": "system" if role == "developer" else role, "content": _clean(content)}
 
 
-def _prompt(raw: Any) -> str:
-    if isinstance(raw, list) and len(raw) == 1:
-        raw = raw[0]
-    if not isinstance(raw, str) or not raw:
-        raise BadRequestError("prompt is one text that is not empty", "prompt")
-    return _clean(raw)
+def _prompts(raw: Any, limits: Limits) -> list[str | tuple[int, ...]]:
+    """The prompts of a text completion: a text or a list of token ids, or a list of such."""
+    several = raw if isinstance(raw, list) and raw and not isinstance(raw[0], int) else [raw]
+    if len(several) > limits.waiting:
+        raise BadRequestError(
+            f"prompt has {len(several)} prompts; this server allows {limits.waiting} at most", "prompt"
+        )
+    return [_prompt(one) for one in several]
+
+
+def _prompt(raw: Any) -> str | tuple[int, ...]:
+    if isinstance(raw, str) and raw:
+        return _clean(raw)
+    if isinstance(raw, list) and raw and all(type(token) is int and 0 <= token < 1 << 31 for token in raw):
+        return tuple(raw)
+    raise BadRequestError(
+        "prompt is a text or a list of token ids that is not empty, or a list of such prompts", "prompt"
+    )
 
 
 def _stops(raw: Any) -> tuple[str, ...]:

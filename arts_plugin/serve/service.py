@@ -6,12 +6,15 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Literal
 
 from arts_plugin.api import Arts
+from arts_plugin.backend import Prompt
+from arts_plugin.engine.guide_process import Followed
+from arts_plugin.engine.guides import PROBLEM
 from arts_plugin.errors import (
     ArtsError,
     ModelError,
@@ -22,16 +25,21 @@ from arts_plugin.errors import (
 )
 from arts_plugin.search.driver import Event, SearchDriver
 from arts_plugin.search.job import Job
-from arts_plugin.serve.answers import failure
+from arts_plugin.serve.answers import blames_grammar, failure
 from arts_plugin.serve.decided import Teller
 from arts_plugin.serve.protocol import Ask
 from arts_plugin.serve.thinking import Parting, Uncut, parting_of
+from arts_plugin.settings import grammar_of
 from arts_plugin.tree import EndedBy, ReasoningTree
 
 log = logging.getLogger(__name__)
 
-_REFUSALS = (SettingsError, PromptTooLongError, UnknownNameError, ModelError)
+REFUSALS = (SettingsError, PromptTooLongError, UnknownNameError, ModelError)
 """What is wrong with a request rather than with its engine; a chat template that refuses messages is a ModelError."""
+_BANK = 0.1
+"""CPU seconds that the masks of a request's grammar may take beyond 2 ms each: all others wait for them."""
+_PATIENCE = 10.0
+"""Seconds that requests which are being read have for it when the server stops."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +61,22 @@ class News:
     code: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A request whose prompt is tokenised (None: the model's thread must) and whose grammar, if it has one, is compiled, and
+    stays so while this is held."""
+
+    ask: Ask
+    prompt: Prompt | None
+    grammar: Followed | None = None
+
+
 @dataclass(slots=True, eq=False)
 class Ticket:
     """A request in the house. `tell` is called from the model's thread as well. `cut` is the limit of this server that ended
     its search, if one did."""
 
-    ask: Ask
+    ready: Ready
     tell: Callable[[News], None]
     teller: Teller
     job: Job | None = None
@@ -73,6 +91,11 @@ class Ticket:
         parts = (part for piece in pieces for part in parting.feed(piece))
         for text, thinking in chain(parts, parting.rest() if last else ()):
             self.hear(News("text", text, thinking=thinking))
+
+    @property
+    def ask(self) -> Ask:
+        """What it asks for."""
+        return self.ready.ask
 
     def hear(self, news: News) -> None:
         """Pass it on; whoever cannot be told is left alone."""
@@ -96,6 +119,8 @@ class Service:
         self._tickets: dict[int, Ticket] = {}
         self._driver: SearchDriver | None = None
         self._stopping = self._over = False
+        self._readers = threading.Condition()
+        self._n_readers = 0
         self._ready: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="arts-serve", daemon=True)
 
@@ -109,9 +134,36 @@ class Service:
         if (problem := self._ready.get()) is not None:
             raise problem
 
-    def put(self, ask: Ask, tell: Callable[[News], None]) -> Ticket:
+    def read(self, ask: Ask) -> Ready:
+        """Tokenise a prompt and compile its grammar, in whatever thread this is, while others are searched.
+
+        Raises:
+            ArtsError: the prompt or the grammar is refused, or the service is stopping.
+        """
+        with self._reading():
+            backend = self.arts.backend
+            prompt = self._prompt(ask) if getattr(backend, "any_thread", False) else None
+            grammar, guides = grammar_of(ask.settings), getattr(backend, "guides", None)
+            kept = guides.prepare(grammar, _BANK) if grammar is not None and guides is not None else None
+            return Ready(ask, prompt, kept)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """While this is held, the model is not freed."""
+        with self._readers:
+            if self._over:
+                raise ArtsError("the server is stopping")
+            self._n_readers += 1
+        try:
+            yield
+        finally:
+            with self._readers:
+                self._n_readers -= 1
+                self._readers.notify_all()
+
+    def put(self, ready: Ready, tell: Callable[[News], None]) -> Ticket:
         """Take a request in."""
-        ticket = Ticket(ask, tell, Teller(ask.stops))
+        ticket = Ticket(ready, tell, Teller(ready.ask.stops))
         self._inbox.put(ticket)
         if self._over:
             self._turn_away()
@@ -160,7 +212,9 @@ class Service:
                 if self._first is not None:
                     self._search()
         finally:
-            self._over = True
+            with self._readers:
+                self._over = True
+                self._readers.wait_for(lambda: not self._n_readers, timeout=_PATIENCE)
             self._fail_all("the server is stopping")
             self._turn_away()
             self.arts.close()
@@ -196,12 +250,12 @@ class Service:
         """The next request that must be searched; None when there is none just now."""
         while (ticket := self._taken()) is not None:
             try:
-                job = ticket.job = self._job(ticket.ask)
+                job = ticket.job = self._job(ticket.ready)
                 known = self.arts.run_folder.get(job.key()) if self.arts.run_folder is not None else None
                 if known is not None:
                     self._answer(ticket, known)
                     continue
-            except _REFUSALS as error:
+            except REFUSALS as error:
                 ticket.hear(News("refused", str(error), code=error.code))
                 continue
             except Exception as error:
@@ -224,11 +278,38 @@ class Service:
                 return None
         return ticket
 
-    def _job(self, ask: Ask) -> Job:
+    def _job(self, ready: Ready) -> Job:
+        if ready.grammar is not None and not ready.grammar.alive:  # since it was read; to compile it again holds up all
+            raise SettingsError(f"{PROBLEM}it takes too much")
+        ask, prompt = ready.ask, ready.prompt or self._prompt(ready.ask)
+        return replace(self.arts.job(prompt, ask.settings, ask.stops, {"request": ask.id}), most_tokens=ask.tokens)
+
+    def _prompt(self, ask: Ask) -> Prompt:
+        """
+        Raises:
+            SettingsError: token ids that are none, or that this backend does not take.
+            PromptTooLongError: it has no place in the context, which is said before anything else looks at all of it.
+        """
         backend = self.arts.backend
-        prompt = backend.encode_chat(ask.messages) if ask.kind == "chat" else backend.encode(ask.prompt)
-        job = self.arts.job(prompt, ask.settings, ask.stops, {"request": ask.id})
-        return replace(job, most_tokens=ask.tokens)
+        if ask.kind == "chat":
+            prompt = backend.encode_chat(ask.messages)
+        elif isinstance(ask.prompt, str):
+            prompt = backend.encode(ask.prompt)
+        else:
+            prompt = self._spelled(ask.prompt)
+        n, most = len(prompt.token_ids), getattr(backend, "n_ctx", None)
+        if most is not None and n >= most:
+            raise PromptTooLongError(f"the prompt has {n} tokens and the context {most}: no room for an answer")
+        return prompt
+
+    def _spelled(self, tokens: tuple[int, ...]) -> Prompt:
+        vocabulary = getattr(self.arts.backend, "vocabulary", None)
+        piece, most = getattr(vocabulary, "piece", None), getattr(vocabulary, "n_vocab", 0)
+        if piece is None:
+            raise SettingsError(f"backend {self.arts.settings.backend!r} takes prompts as text, not as token ids")
+        if (odd := max(tokens)) >= most:
+            raise SettingsError(f"prompt has the token id {odd}; the vocabulary has {most} tokens")
+        return Prompt(b"".join(map(piece, tokens)).decode("utf-8", "replace"), tokens)
 
     def _tell(self, event: Event, driver: SearchDriver) -> None:
         """What an event means for who asked. A failure here is theirs alone: the others' searches go on."""
@@ -277,7 +358,7 @@ class Service:
         if tree.error:
             ticket.hear(News("refused", tree.error, code=tree.meta.get("error_code")))
         elif problem := failure(tree):
-            ticket.hear(News("broken", problem))
+            ticket.hear(News("refused" if blames_grammar(tree) else "broken", problem))
         else:
             if ticket.ask.stream and not ticket.left:
                 ticket.say(tree, ticket.teller.rest(tree), last=True)

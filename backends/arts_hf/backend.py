@@ -32,6 +32,8 @@ class HfBackend(BranchEngine):
         SettingsError: a dtype or device that is not there.
     """
 
+    any_thread = True
+
     def __init__(self, settings: Settings, *, features: bool = False) -> None:
         torch.set_num_threads(settings.n_threads or default_threads())
         self._begin(loading.load(settings), settings, features)

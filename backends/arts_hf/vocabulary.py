@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -84,6 +85,7 @@ class HfVocabulary:
         self.eog = frozenset(_ids(told)) if ends_only_there else self._ends(config, told)
         self.eos: int = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else -1
         self._pieces: dict[int, bytes] = {}
+        self._lock = threading.Lock()
 
     def _ends(self, config: Any, told: Any) -> frozenset[int]:
         vocabulary = self.tokenizer.get_vocab()
@@ -133,7 +135,8 @@ class HfVocabulary:
         """Tokens of `text`, without BOS. `special`: whether `<|im_end|>` and its like become control tokens."""
         # A lone surrogate is no text; as "?" it costs its own question nothing worse.
         clean = text.encode("utf-8", "replace").decode()
-        return list(self.tokenizer(clean, add_special_tokens=False, split_special_tokens=not special).input_ids)
+        with self._lock:  # how it takes special tokens is a state of the tokeniser
+            return list(self.tokenizer(clean, add_special_tokens=False, split_special_tokens=not special).input_ids)
 
     def continuation(self, text: str) -> list[int]:
         """Tokens of `text` where other text stands before it.

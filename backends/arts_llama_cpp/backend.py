@@ -31,6 +31,8 @@ class LlamaCppBackend(BranchEngine):
         SettingsError: more slots than llama.cpp has sequences for.
     """
 
+    any_thread = True
+
     def __init__(self, settings: Settings, *, features: bool = False) -> None:
         if settings.slots > MAX_SLOTS:
             raise SettingsError(

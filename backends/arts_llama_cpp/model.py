@@ -13,11 +13,13 @@ from typing import Any
 from arts_llama_cpp.bindings import last_errors, llama
 from arts_plugin import chat, gguf_file, locate
 from arts_plugin.backend import Message, ModelInfo, Prompt
-from arts_plugin.errors import ModelError, PromptTooLongError
+from arts_plugin.engine.guide_process import nobody_waits
+from arts_plugin.errors import ArtsError, ModelError, PromptTooLongError
+from arts_plugin.marks import Cutter
 from arts_plugin.settings import Settings
 
 # LLAMA_TOKEN_ATTR_*: what the tokeniser finds in text when it is told to look for special tokens.
-_UNKNOWN, _CONTROL, _USER_DEFINED = 1 << 0, 1 << 3, 1 << 4
+_UNKNOWN, _CONTROL, _USER_DEFINED, _STRIPS_RIGHT = 1 << 0, 1 << 3, 1 << 4, 1 << 8
 
 
 class LlamaModel:
@@ -56,7 +58,7 @@ class LlamaModel:
         self._chat_options = chat.options(settings.enable_thinking)
         self._parse_special = settings.parse_special
         self._pieces: dict[int, bytes] = {}
-        self._buffer = ctypes.create_string_buffer(256)
+        self._cutters: dict[bool, Cutter] = {}
 
     def _tensor_split(self, text: str) -> Any:
         try:
@@ -123,7 +125,20 @@ class LlamaModel:
 
     # Tokens.
     def tokenize(self, text: str, special: bool = False) -> list[int]:
-        """Tokens of `text`, without BOS. `special`: whether `<|im_end|>` and its like become control tokens."""
+        """Tokens of `text`, without BOS. `special`: whether `<|im_end|>` and its like become control tokens.
+
+        Raises:
+            ArtsError: nobody waits for them any more.
+        """
+        tokens: list[int] = []
+        gone = nobody_waits.get()
+        for piece in [text] if len(text) < Cutter.LEAST else self._cutter(special).cut(text):
+            if gone():
+                raise ArtsError("nobody waits for the tokens of this text any more")
+            tokens += self._tokens(piece, special)
+        return tokens
+
+    def _tokens(self, text: str, special: bool) -> list[int]:
         # A lone surrogate is no text; as "?" it costs its own question nothing worse.
         data = text.encode("utf-8", "replace")
         size = len(data) + 16
@@ -136,6 +151,17 @@ class LlamaModel:
             raise PromptTooLongError(f"llama.cpp could not tokenise a text of {len(data)} bytes")
         return list(buffer[:count])
 
+    def _cutter(self, special: bool) -> Cutter:
+        """Cuts text at the tokens that llama.cpp looks for before all others."""
+        if special not in self._cutters:
+            wanted = _UNKNOWN | _CONTROL | _USER_DEFINED if special else _USER_DEFINED
+            kinds = {token: self.lib.llama_vocab_get_attr(self.vocab, token) for token in range(self.n_vocab)}
+            marks = {token: self._token_text(token) for token, kind in kinds.items() if kind & wanted}
+            self._cutters[special] = Cutter(
+                marks.values(), [text for token, text in marks.items() if kinds[token] & _STRIPS_RIGHT]
+            )
+        return self._cutters[special]
+
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for; a control token stands for none."""
         known = self._pieces.get(token)
@@ -144,11 +170,12 @@ class LlamaModel:
         return known
 
     def _piece(self, token: int) -> bytes:
-        size = self.lib.llama_token_to_piece(self.vocab, token, self._buffer, len(self._buffer), 0, False)
+        buffer = ctypes.create_string_buffer(256)  # one of its own: threads ask at the same time
+        size = self.lib.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, False)
         if size < 0:
-            self._buffer = ctypes.create_string_buffer(-size)
-            size = self.lib.llama_token_to_piece(self.vocab, token, self._buffer, -size, 0, False)
-        return bytes(self._buffer.raw[:size])
+            buffer = ctypes.create_string_buffer(-size)
+            size = self.lib.llama_token_to_piece(self.vocab, token, buffer, -size, 0, False)
+        return buffer.raw[:size]
 
     def controls(self, text: str) -> Mapping[int, str]:
         """The control tokens that `text` spells: id -> spelling."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -60,8 +61,11 @@ class ServerBackend:
         ModelError: they serve no such model, or different ones, or `features_url` serves another.
     """
 
+    any_thread = True
+
     def __init__(self, settings: Settings, *, features: bool = False) -> None:
         _refuse(grammar_of(settings), settings.frequency_penalty, settings.presence_penalty)
+        self._reading = threading.Lock()  # what is known of special tokens is one book
         roots = addresses(settings.base_url)
         self.slots = settings.slots if settings.slots != AUTO_SLOTS else SLOTS_A_REPLICA * len(roots)
         self.transport = Transport(roots, settings.timeout, settings.max_retries, self.slots, Keys(base=roots))
@@ -127,11 +131,13 @@ class ServerBackend:
     # Text.
     def encode(self, text: str) -> Prompt:
         """A plain prompt."""
-        return self.vocabulary.encode(text)
+        with self._reading:
+            return self.vocabulary.encode(text)
 
     def encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> Prompt:
         """A chat in the model's template."""
-        return self.vocabulary.encode_chat(messages, add_generation_prompt)
+        with self._reading:
+            return self.vocabulary.encode_chat(messages, add_generation_prompt)
 
     def spelling(self, token: int) -> str | None:
         """The text of a control token, or of another that the server's tokeniser never splits; None for any other id.

@@ -33,10 +33,16 @@ class Command:
 
 
 @contextmanager
-def arts_serve(log: Path, *options: str, **environment: str) -> Iterator[Command]:
-    """Start it at a free port, and end it as a terminal does."""
+def arts_serve(log: Path, *options: str, files: int | None = None, **environment: str) -> Iterator[Command]:
+    """Start it at a free port, and end it as a terminal does.
+
+    Args:
+        files: how many files it may have open.
+    """
     threads = ("--n_threads", str(THREADS)) if THREADS else ()
     command = [sys.executable, "-m", "arts_plugin.cli", "serve", "--model", smollm2(), "--port", "0", *SHORT, *threads]
+    if files is not None:
+        command = ["sh", "-c", f'ulimit -n {files}; exec "$@"', "sh", *command]
     with log.open("wb") as out:
         process = subprocess.Popen(
             [*command, *options], stdout=out, stderr=subprocess.STDOUT, env={**os.environ, **environment}

@@ -134,6 +134,8 @@ class ScriptedBackend:
         on_poll: called at every poll.
     """
 
+    any_thread = True
+
     def __init__(
         self,
         script: Script,

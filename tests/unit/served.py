@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import httpx
 import openai
-import uvicorn
 from scripted import ScriptedBackend, Step, random_script
 
 from arts_llama_cpp import plugin as llama_cpp
 from arts_plugin.api import Arts
 from arts_plugin.plugins import Plugins
+from arts_plugin.serve import listening
 from arts_plugin.serve.app import App
 from arts_plugin.serve.protocol import Limits
 from arts_plugin.serve.service import Service
@@ -51,7 +51,7 @@ class Served:
     def send(self, body: Any) -> httpx.Response:
         """A chat request of any content: bytes, or what becomes JSON."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return HTTP.post(f"{self.url}/v1/chat/completions", content=data)
+        return HTTP.post(f"{self.url}/v1/chat/completions", content=data, headers={"content-type": "application/json"})
 
     def chat(self, question: str, **body: Any) -> httpx.Response:
         return self.post(messages=[{"role": "user", "content": question}], **body)
@@ -72,17 +72,25 @@ def serving(plugins: Plugins) -> Iterator[Serve]:
     for name, plugin in extra.items():
         plugins.register(plugin, name)
 
-    def make(limits: Limits | None = None, key: str | None = None, slow: float = 0.0, **settings: Any) -> Served:
+    def make(
+        limits: Limits | None = None,
+        key: str | None = None,
+        slow: float = 0.0,
+        origins: Sequence[str] = (),
+        own_seed: bool = True,
+        **settings: Any,
+    ) -> Served:
         """A scripted engine, unless the settings name another."""
         backend = ScriptedBackend(SCRIPT, slots=8, n_ctx=200, on_poll=lambda: time.sleep(slow))
         engine = None if "backend" in settings else backend
         defaults = {"verifier": "none", "slots": 8, "budget_trajectories": 4}
         service = Service(Arts(registry=plugins, engine=engine, **{**defaults, **settings}))
         service.start()
-        app = App(service, "scripted", limits or Limits(), key, ("127.0.0.1", "localhost", "[::1]")).asgi()
-        config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=1)
-        server = uvicorn.Server(config)
-        sock = config.bind_socket()
+        limits = limits or Limits()
+        names = ("127.0.0.1", "localhost", "[::1]")
+        app = App(service, "scripted", limits, key, names, origins, own_seed).asgi()
+        server = listening.server(app, limits.head, limits.upload)
+        sock = listening.bound("127.0.0.1", 0)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
         thread.start()
 
@@ -132,3 +140,9 @@ def events(response: httpx.Response) -> list[Any]:
 def ask(**body: Any) -> dict[str, Any]:
     """A request's body, with a question of its own."""
     return {"messages": [{"role": "user", "content": "q"}], **body}
+
+
+def request_head(length: int) -> bytes:
+    """The head of a chat request by raw socket."""
+    lines = ("POST /v1/chat/completions HTTP/1.1", "host: localhost", "content-type: application/json")
+    return "\r\n".join([*lines, f"content-length: {length}", "", ""]).encode()

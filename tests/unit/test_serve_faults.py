@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -15,15 +16,18 @@ import openai
 import pytest
 from scripted import Oracle
 from scripted_server import ScriptedServer
-from served import HTTP, Serve, Served, ask, events, serving, until
+from served import HTTP, Serve, Served, ask, events, request_head, serving, until
 
-from arts_plugin import RunFolderError
+from arts_plugin import RunFolderError, SettingsError
+from arts_plugin.backend import Grammar
+from arts_plugin.engine import guide_process
+from arts_plugin.engine.guide_process import Followed, nobody_waits
 from arts_plugin.plugins import Plugins
 from arts_plugin.run import RunFolder, read_trees
-from arts_plugin.serve import answers, app
+from arts_plugin.serve import answers, app, protocol
 from arts_plugin.serve.decided import Teller
 from arts_plugin.serve.protocol import Limits, read
-from arts_plugin.serve.service import News, Service
+from arts_plugin.serve.service import News, Ready, Service
 from arts_plugin.settings import Settings
 from arts_plugin.tree import ReasoningTree
 
@@ -213,8 +217,8 @@ def test_who_asks_while_the_server_stops_is_told(serve: Serve) -> None:
     heard: list[News] = []
 
     def put(service: Service) -> None:
-        asked = read("text", {"prompt": "for ever"}, "scripted", Settings(slots=8), app.Limits())
-        service.put(asked, heard.append)
+        (asked,) = read("text", {"prompt": "for ever"}, "scripted", Settings(slots=8), app.Limits())
+        service.put(Ready(asked, None), heard.append)
 
     for _ in range(12):  # four more than can be searched at once
         put(served.service)
@@ -223,6 +227,37 @@ def test_who_asks_while_the_server_stops_is_told(serve: Serve) -> None:
     assert len(heard) == 12
     put(served.service)
     assert [(news.kind, news.text) for news in heard] == [("failed", "the server is stopping")] * 13
+
+
+def test_a_grammar_that_has_ended_since_it_was_read_is_not_compiled_beside_the_searches(serve: Serve) -> None:
+    served, heard = serve(), list[News]()
+    (asked,) = read("text", {"prompt": "one way"}, "scripted", Settings(slots=8), app.Limits())
+    followed = Followed(Grammar("grammar", 'root ::= "a"'), guide_process.packed([b"a", b""]), [1], bank=1.0)
+    followed._process.kill()
+    followed.masks([0])
+    served.service.put(Ready(asked, None, followed), heard.append)
+    until(lambda: bool(heard))
+    assert (heard[0].kind, heard[0].text.startswith("the grammar")) == ("refused", True)
+
+
+def test_who_leaves_while_a_request_is_read_is_not_worked_for(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = serve()
+    begun, given_up = threading.Event(), threading.Event()
+
+    def slowly(*arguments: Any, **more: Any) -> Any:
+        begun.set()
+        until(nobody_waits.get())  # as the wait for a grammar's process does
+        given_up.set()
+        raise SettingsError("nobody waits for it")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(protocol, "read", slowly)
+        with socket.create_connection(("127.0.0.1", int(served.url.rsplit(":", 1)[1]))) as client:
+            client.sendall(request_head(2) + b"{}")
+            until(begun.is_set)
+        until(given_up.is_set)
+    until(lambda: served.get("/health").json()["waiting"] == 0)
+    assert served.chat("one way").status_code == 200
 
 
 class TestStreams:
@@ -287,7 +322,8 @@ class TestStreams:
             scope = {"type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1"}
             scope |= {"method": "POST", "path": "/v1/chat/completions", "raw_path": b"", "query_string": b""}
             scope |= {"scheme": "http", "root_path": "", "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 1)}
-            await house.asgi()({**scope, "headers": [(b"host", b"localhost")]}, receive, send)  # type: ignore[arg-type]
+            headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+            await house.asgi()({**scope, "headers": headers}, receive, send)  # type: ignore[arg-type]
 
         asyncio.run(visit())
         assert house._waiting == 0

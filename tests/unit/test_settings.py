@@ -75,6 +75,8 @@ def test_coercion(name: str, value: Any, result: Any) -> None:
         ("width", None, "needs a value"),
         ("width", "none", "must be a number"),
         ("width", 0, "at least 1"),
+        ("width", 1 << 31, "at most 100000"),
+        ("budget_trajectories", 1 << 31, "at most 100000"),
         ("slots", 0, "at least 1"),
         ("beta", -0.1, "at least 0"),
         ("temperature", -1, "at least 0"),
