@@ -4,7 +4,7 @@ Every answer is read on its own (`arts_plugin.answers.reading`): numbers as exac
 their elements, everything else as algebra. Algebra is resolved by math-verify's parser in a worker process, to a value that
 equal expressions share; where math-verify is not installed, or cannot read an expression, its text stands for it. Answers are
 equal if their values are. So equality is an equivalence by construction, which pairwise comparison is not:
-math-verify's own compares to six decimals, and tells (a, b) from (b, a).
+math-verify's own compares to six decimals, and depends on which of the two is the gold answer.
 
 A variable or unit counts where both answers name one: `5 km` is not `5 m`, and `5` may be either. Among several answers,
 one that names none is taken to mean what most others of its value mean. Answers that all are expressions of arithmetic, as those to
