@@ -22,7 +22,8 @@ _DECIMAL = re.compile(r"(?<![\d.])(\d*)\.(\d+)")
 _JOINED = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 # What is no closed form, or only a bomb: towers of powers, factorials of factorials, exponents of five digits.
 _REFUSED = re.compile(
-    r"\\(?:int|oint|iint|sum|prod|lim|limsup|liminf)(?![A-Za-z])|\d\s*\^\s*\{?[^{}]*[\d)}]\s*\^|\d{5,}\s*\)?\s*!|!\s*\)?\s*!|\^\s*\{?\s*-?\d{5,}"
+    r"\\(?:int|oint|iint|sum|prod|lim|limsup|liminf)(?![A-Za-z])|\d\s*\^\s*\{[^{}]*\d\s*\}?\s*\^|\d\s*\^\s*\d+\s*\^"
+    r"|\d{5,}\s*\)?\s*!|!\s*\)?\s*!|\^\s*\{?\s*-?\d{5,}"
 )
 
 

@@ -4,14 +4,16 @@ Every answer is read on its own (`arts_plugin.answers.reading`): numbers as exac
 their elements, everything else as algebra. Algebra is resolved by math-verify's parser in a worker process, to a value that
 equal expressions share; where math-verify is not installed, or cannot read an expression, its text stands for it. Answers are
 equal if their values are. So equality is an equivalence by construction, which pairwise comparison is not:
-math-verify's own compares to six decimals, and tells (a, b) from (b, a).
+math-verify's own compares to six decimals, and depends on which of the two is the gold answer.
 
 A variable or unit counts where both answers name one: `5 km` is not `5 m`, and `5` may be either. Among several answers,
-one that names none is taken to mean what most others of its value mean.
+one that names none is taken to mean what most others of its value mean. Answers that all are expressions of arithmetic, as those to
+Countdown and the Game of 24 are, are compared as they are written: the number that all of them come to would tell nothing.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Hashable, Sequence
 
@@ -19,11 +21,16 @@ from arts_plugin.answers.algebra import Algebra
 from arts_plugin.answers.reading import Reading, Value, read, resolved
 
 _ALGEBRA = Algebra()
+_OPERATION = re.compile(r"(?!-?\d+/\d+$)(?=.*[\d)][-+*/][\d(])[\d(-][\d+*/().-]*")
 
 
 def classes(answers: Sequence[str | None]) -> list[int]:
     """Which class of equal answers each belongs to [n], numbered as they come; -1 for None."""
-    readings = {answer: read(answer) for answer in set(answers) if answer is not None}
+    distinct = {answer for answer in answers if answer is not None}
+    if distinct and all(_OPERATION.fullmatch(answer) for answer in distinct):
+        written: dict[str, int] = {}
+        return [-1 if answer is None else written.setdefault(answer, len(written)) for answer in answers]
+    readings = {answer: read(answer) for answer in distinct}
     if len({(reading.value, reading.variable, reading.unit) for reading in readings.values()}) < 2:
         return [-1 if answer is None else 0 for answer in answers]
     values = {answer: resolved(reading.value, _value) for answer, reading in readings.items()}

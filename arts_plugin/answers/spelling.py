@@ -49,7 +49,7 @@ _RULES = tuple(
         (r"\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\}|\\deg(?:ree)?(?![A-Za-z])|(?=\\deg ))|\\degrees?(?![A-Za-z])", r"\\deg "),
         (r"(?:\\deg\s*){2,}", r"\\deg "),
         (r"\\(?:text(?:normal|rm|up|it|sf|tt|md)|mathrm|mathit|mathsf|rm|mbox|hbox|operatorname)(?=\s*\{)", r"\\text"),
-        (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
+        (r"\\frac\s*(\d)\s*(\d|[A-Za-z](?![A-Za-z]))", r"\\frac{\1}{\2}"),
         (r"\\frac\s*(\d)\s*(?=\{)", r"\\frac{\1}"),
         (r"(\\frac\{[^{}]*\})\s*(\w)", r"\1{\2}"),
         (r"\\sqrt\s*(\w)", r"\\sqrt{\1}"),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from arts_plugin.answers.equality import classes
 from arts_plugin.answers.expressions import extract_expression, reaches, work_out
 from arts_plugin.plugins import Plugins
 from arts_tasks.grade import expression_vote
@@ -72,6 +73,8 @@ def test_votes_are_for_expressions_without_their_spaces() -> None:
     extract = Plugins().make("extractor", "expression")
     assert extract("so ( 1 + 1 ) * 12 = 24") == expression_vote({}, "so (1 + 1)*12 = 24") == "(1+1)*12"
     assert extract("the answer is 24") is None
+    assert classes(["(1+1)*12", "4*6", "(1+1)*12", None, "(8-4)*6"]) == [0, 1, 0, -1, 2]
+    assert classes(["9+9", "18", "3/4", "6/8"]) == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize(
