@@ -19,6 +19,7 @@ from pathlib import Path
 from arts_plugin.lines import read_lines
 from arts_plugin.run import read_trees
 from arts_plugin.training.grades import read_grades
+from arts_plugin.tree import ReasoningTree
 
 ROWS_A_KILL = 4
 
@@ -62,10 +63,14 @@ def main(kills: int) -> None:
         assert found.keys() == wanted.keys() and len(found) == len(made) == count["trees.jsonl"], count
         assert read_grades(torn).keys() == found.keys() and count["grades.jsonl"] == len(made), count
         assert features[torn] == features[whole] == {f"{key}.safetensors" for key in found}
-        same = sum(found[key].nodes == wanted[key].nodes for key in found)
+        same = sum(_tokens(found[key]) == _tokens(wanted[key]) for key in found)
         print(
             f"{kills} kills, {cut} half lines: {len(found)} trees, each once; {same} are those of the run that nobody touched"
         )
+
+
+def _tokens(tree: ReasoningTree) -> list[list[int]]:
+    return [node.token_ids for node in tree.nodes]
 
 
 def _size(run: Path) -> int:
