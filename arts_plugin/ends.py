@@ -51,7 +51,8 @@ def begun(prompt: Prompt, think_end: str | None) -> Literal["opened", "closed", 
     start, whole = opener(think_end), prompt.text.rstrip()
     if whole.endswith(think_end):
         return "closed"
-    tail = whole.rpartition(prompt.user)[2] if prompt.user else whole[-len(start) :]
+    user = prompt.user.strip()  # as templates have it
+    tail = whole.rpartition(user)[2] if user and user in whole else whole[-len(start) :]
     started = tail.rfind(start) if start else -1
     if started == -1:
         return ""

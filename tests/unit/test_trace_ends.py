@@ -178,6 +178,8 @@ def test_what_opens_thinking(end: str | None, start: str) -> None:
         ("<|user|>what?<|assistant|><think>\nLet me", "what?", "opened"),
         ("<|user|>what?<|assistant|>", "what?", ""),
         ("<|user|>what is <think>?<|assistant|>", "what is <think>?", ""),
+        ("<|user|>what is <think>?<|assistant|>", "what is <think>?\n", ""),  # the template has stripped it
+        ("<|user|>WHAT IS <think>?<|assistant|>", "what is <think>?", ""),
         ("<think>a</think>b<|user|>what?<|assistant|>", "what?", ""),
         ("Q: what is <think>?\nA:", "", ""),
         ("Q: what?\n<think>a</think> b\nQ: what?\nA:", "", ""),
