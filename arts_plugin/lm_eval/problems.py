@@ -118,7 +118,7 @@ def _judge(task: Any, instance: Any, think_end: str | None) -> Judge:
 
 
 def _right(task: Any, instance: Any, text: str) -> bool:
-    from arts_plugin.lm_eval.host import pipelines, scores, unwrapped
+    from arts_plugin.lm_eval.releases import pipelines, scores, unwrapped
 
     instance.resps, instance.filtered_resps = [text], {}
     metric = next(iter(task.config.metric_list or [{"metric": None}]))["metric"]

@@ -32,7 +32,7 @@ from lm_eval.api.filter import Filter
 from arts_plugin.errors import ArtsError, did_you_mean
 from arts_plugin.evaluation.pool import PoolProblem, subsets_of, vote
 from arts_plugin.evaluation.statistics import oracle_at_k
-from arts_plugin.lm_eval import host
+from arts_plugin.lm_eval import releases
 from arts_plugin.plugins import plugins
 
 log = logging.getLogger("lm_eval.arts")
@@ -73,7 +73,7 @@ class RepeatsFilter(Filter):
                 "arts_repeats: the repeats of each of %d questions are equal, so pass@k and maj@k say nothing. Does the model "
                 "sample (do_sample: true and a temperature above 0)?", len(found),
             )  # fmt: skip
-        return [host.repeated(responses, Repeats) for responses in found]
+        return [releases.repeated(responses, Repeats) for responses in found]
 
 
 class MajorityFilter(Filter):
@@ -178,7 +178,7 @@ def _figures(
     except ArtsError as error:
         _say(logging.ERROR, f"{name} is left out: {error}")
         return _Figures()
-    return _Figures({f"{prefix}@{k}": host.score(measure(responses, right, k)) for k in ks})
+    return _Figures({f"{prefix}@{k}": releases.score(measure(responses, right, k)) for k in ks})
 
 
 def _responses(predictions: Sequence[Any]) -> list[str]:
@@ -216,10 +216,10 @@ def _judged(
 
 
 def _scored(score: str, options: dict[str, Any]) -> Callable[[str, str], bool]:
-    metric = host.metric_function(score)
+    metric = releases.metric_function(score)
     if metric is None:
         raise ArtsError(
-            f"score is {score!r}, and lm-eval has no metric of that name{did_you_mean(score, host.metric_names())}"
+            f"score is {score!r}, and lm-eval has no metric of that name{did_you_mean(score, releases.metric_names())}"
         )
 
     def right(response: str, gold: str) -> bool:
@@ -264,5 +264,5 @@ def _say(level: int, line: str) -> None:
         log.log(level, "%s", line)
 
 
-arts_pass_at_k = host.declared("arts_pass_at_k", pass_at_k)
-arts_maj_at_k = host.declared("arts_maj_at_k", maj_at_k)
+arts_pass_at_k = releases.declared("arts_pass_at_k", pass_at_k)
+arts_maj_at_k = releases.declared("arts_maj_at_k", maj_at_k)

@@ -23,7 +23,7 @@ from lm_eval.api.metrics import mean
 from arts_plugin.errors import ArtsError, did_you_mean
 from arts_plugin.evaluation.extract import extract_auto
 from arts_plugin.evaluation.search_metrics import Values, ratio, ratio_stderr
-from arts_plugin.lm_eval import host
+from arts_plugin.lm_eval import releases
 from arts_plugin.lm_eval.entries import COSTS, Entries, Entry, figures
 from arts_plugin.lm_eval.labels import Labels
 from arts_plugin.lm_eval.requests import attach, own_settings
@@ -37,7 +37,7 @@ _INVALID = "[invalid]"
 """What lm-eval's regex filter gives where it finds nothing."""
 
 
-class TreeSearchTask(host.GenerateTask):
+class TreeSearchTask(releases.GenerateTask):
     """See the module. Keys of its own, beside those of any task:
 
     - `base`: the stock task: a file in lm-eval's task folder or a name. Without it, the YAML is the whole task.
@@ -77,12 +77,12 @@ class TreeSearchTask(host.GenerateTask):
         self._kinds: dict[str, bool] = {}
         self._labels = Labels()
         self._reported = self.ks
-        merged["metric_list"] = host.metric_list(merged)
+        merged["metric_list"] = releases.metric_list(merged)
         super().__init__(config=merged, **others)
         self.filter_name = self._filter_of(own["filter"])
 
     def _filter_of(self, name: str | None) -> str:
-        names = [pipeline.name for pipeline in host.pipelines(self)]
+        names = [pipeline.name for pipeline in releases.pipelines(self)]
         if name is not None and name not in names:
             raise ArtsError(
                 f"filter of {self.config.task} is {name!r}; it has {', '.join(names)}{did_you_mean(name, names)}"
@@ -174,22 +174,22 @@ class TreeSearchTask(host.GenerateTask):
             spans.append((instance, found, len(clones)))
             for text in [str(instance.resps[0]), *(trajectory["text"] for trajectory in found)]:
                 clones.append(_alone(instance, text))
-        for pipeline in host.pipelines(self):
+        for pipeline in releases.pipelines(self):
             pipeline.apply(clones)
         for instance, found, start in spans:
             of_answer, *of_found = clones[start : start + 1 + len(found)]
             for number, (name, chosen) in enumerate(of_answer.filtered_resps.items()):
                 entries = Entries(
-                    self._entry(instance.doc, trajectory, host.unwrapped(clone.filtered_resps[name]))
+                    self._entry(instance.doc, trajectory, releases.unwrapped(clone.filtered_resps[name]))
                     for trajectory, clone in zip(found, of_found, strict=True)
                 )
                 answer = instance.resps[0]
-                entries.chosen, entries.filter = host.unwrapped(chosen), name
+                entries.chosen, entries.filter = releases.unwrapped(chosen), name
                 entries.search = getattr(answer, "search", {})
                 entries.id = f"{self.config.task}/{instance.doc.get('id') or instance.doc_id}"
                 # What a search cost is said once, however many filters look at it.
                 entries.cost = getattr(answer, "cost", {}) if number == 0 else {}
-                instance.filtered_resps[name] = host.wrapped(entries)
+                instance.filtered_resps[name] = releases.wrapped(entries)
                 if name == self.filter_name:
                     labelled.append(entries)
         self._say_odd(labelled)
@@ -255,8 +255,8 @@ class TreeSearchTask(host.GenerateTask):
             ArtsError: the task lacks its `metric`.
         """
         clone = _alone(instance, text)
-        next(pipeline for pipeline in host.pipelines(self) if pipeline.name == self.filter_name).apply([clone])
-        response = host.unwrapped(clone.filtered_resps[self.filter_name])
+        next(pipeline for pipeline in releases.pipelines(self) if pipeline.name == self.filter_name).apply([clone])
+        response = releases.unwrapped(clone.filtered_resps[self.filter_name])
         right = self._right(self._scores(clone.doc, response, self.filter_name))
         return right, self._vote_of(clone.doc, text, response)
 
@@ -267,7 +267,7 @@ class TreeSearchTask(host.GenerateTask):
         if not isinstance(entries, Entries):
             return self._scores(doc, entries, self.filter_name)
         stock = self._scores(doc, entries.chosen, entries.filter)
-        if host.only_predicts(self):
+        if releases.only_predicts(self):
             return stock
         known: dict[str, bool] = {}
         for entry in entries:
@@ -280,7 +280,7 @@ class TreeSearchTask(host.GenerateTask):
         return {**stock, **self._noted(figures(entries, self._reported))}
 
     def _scores(self, doc: dict[str, Any], response: Any, pipeline: str) -> dict[str, Any]:
-        return host.scores(self, super().process_results(doc, [response]), doc, response, pipeline)
+        return releases.scores(self, super().process_results(doc, [response]), doc, response, pipeline)
 
     def _label(self, doc: dict[str, Any], entries: Entries) -> None:
         """Note for the run folder what is right and what votes."""
@@ -314,7 +314,7 @@ class TreeSearchTask(host.GenerateTask):
             pair = isinstance(value, tuple)
             self._kinds[name] = pair
             found[name] = value
-            if pair and not host.BOOTSTRAPS_RATIOS:  # it prints what it is given under this name
+            if pair and not releases.BOOTSTRAPS_RATIOS:  # it prints what it is given under this name
                 found[f"{name}_stderr"] = value
         return found
 

@@ -14,7 +14,7 @@ from arts_plugin.errors import ArtsError
 pytest.importorskip("lm_eval")
 
 from arts_plugin.evaluation.search_metrics import ratio, ratio_stderr
-from arts_plugin.lm_eval import host
+from arts_plugin.lm_eval import releases
 from arts_plugin.lm_eval.answer import Answer
 from arts_plugin.lm_eval.requests import attached
 from arts_plugin.lm_eval.task import TreeSearchTask
@@ -66,7 +66,7 @@ def run(made: TreeSearchTask, *responses: Any) -> list[dict[str, dict[str, Any]]
         instance.resps = response if isinstance(response, list) else [response]
     made.apply_filters()
     return [
-        {name: made.process_results(i.doc, [host.unwrapped(made_of)]) for name, made_of in i.filtered_resps.items()}
+        {name: made.process_results(i.doc, [releases.unwrapped(made_of)]) for name, made_of in i.filtered_resps.items()}
         for i in made.instances
     ]
 
@@ -75,7 +75,7 @@ def test_prompts_are_the_stock_ones(data: Path) -> None:
     made = task(data)
     assert made.doc_to_text(made.eval_docs[0]) == "Question: 1 + 1?\nAnswer:"
     assert made.doc_to_target(made.eval_docs[0]) == "1 + 1 = 2\n#### 2"
-    assert [pipeline.name for pipeline in host.pipelines(made)] == ["strict-match", "flexible-extract"]
+    assert [pipeline.name for pipeline in releases.pipelines(made)] == ["strict-match", "flexible-extract"]
     assert made.dump_config()["base"] == "gsm8k/gsm8k.yaml" and made.config.task == "t"
 
 
