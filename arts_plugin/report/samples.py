@@ -150,7 +150,12 @@ def _model(folder: Path, file: Path) -> Plain:
 def _question(task: str, record: Plain) -> Question:
     if any(str(name).startswith("anytime@") for name in record):
         raise ArtsError("its trajectories are a tree's; report on the run folder that trace= names")
-    entries = [loads(text) for text in record["filtered_resps"][0]]
+    logged = record["filtered_resps"][0]
+    if logged and isinstance(
+        logged[0], list
+    ):  # from lm-eval 0.5 on, what a filter makes of a question is always a list
+        logged = logged[0]
+    entries = [loads(text) for text in logged]
     if (drawn := sum(int(entry["count"]) for entry in entries)) > _MOST_TRACES:
         raise ValueError(f"it has {drawn} traces")
     entries = [entry for entry in entries for _ in range(int(entry["count"]))]

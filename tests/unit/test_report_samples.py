@@ -113,6 +113,15 @@ def test_scores_costs_and_filters(tmp_path: Path) -> None:
     assert [question.pass_at_1 for question in first.questions] == pytest.approx([2 / 3, 1 / 3, 0.0])
 
 
+def test_a_log_of_lm_eval_0_5_says_the_same(tmp_path: Path) -> None:
+    nested = [{**line, "filtered_resps": [line["filtered_resps"]]} for line in logged()]
+    runs = [read_any(write_log(tmp_path / name, lines)) for name, lines in (("log", logged()), ("nested", nested))]
+    assert [[question.answers for question in run.questions] for run in runs] == [
+        [q.answers for q in runs[0].questions]
+    ] * 2
+    assert len(runs[1].questions) == 3 and not runs[1].left_out
+
+
 def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
     records = [*logged(), {**record(3, ["1"]), "filtered_resps": [["plain text"]]}, record(0, ["1"])]
     folder = write_log(tmp_path / "log", records)
