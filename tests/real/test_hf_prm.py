@@ -225,6 +225,24 @@ def test_steps_continue_the_string_of_training(sentencepiece: Any) -> None:
     assert vocabulary.tokenize(steps[1]) != vocabulary.continuation(steps[1])
 
 
+def test_a_choice_by_itself_begins_with_no_space(sentencepiece: Any) -> None:
+    """lm-eval's: one that a token of the whole text swallows is encoded as what follows a text."""
+    from arts_plugin.lm_eval.likelihood import LikelihoodLM
+
+    vocabulary = HfVocabulary(sentencepiece, transformers.MistralConfig(vocab_size=len(sentencepiece)), None, "any")
+
+    class Encoder(LikelihoodLM):
+        eot_token_id = 0
+
+        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **others: Any) -> list[int]:
+            return vocabulary.tokenize(string)
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
+            raise NotImplementedError
+
+    assert Encoder()._encode_alone("away") == vocabulary.continuation("away") != vocabulary.tokenize("away")
+
+
 def test_they_are_registered() -> None:
     assert set(KINDS) <= set(plugins().registrations("verifier"))
 

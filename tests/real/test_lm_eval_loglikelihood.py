@@ -187,6 +187,33 @@ def test_cache(lm: ArtsLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert (second.loglikelihood(pairs), second.loglikelihood_rolling(rolling)) == found
 
 
+def test_an_interrupted_run_keeps_what_was_finished(
+    lm: ArtsLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, path = lm.backend_engine, str(tmp_path / "c.db")
+    score, told, asked = engine.loglikelihood, [], []
+    requests = [request("loglikelihood", *pair) for pair in PAIRS]
+
+    def interrupted(pairs: Any, report: Any) -> Any:
+        def some(place: int, found: tuple[float, bool]) -> None:
+            report(place, found)
+            told.append(place)
+            if len(told) == 4:
+                raise KeyboardInterrupt
+
+        return score(pairs, some)
+
+    monkeypatch.setattr(engine, "loglikelihood", interrupted)
+    first = CachingLM(lm, path)
+    with pytest.raises(KeyboardInterrupt):
+        first.loglikelihood(requests)
+    first.dbdict.close()
+    monkeypatch.setattr(engine, "loglikelihood", lambda pairs, report: (asked.extend(pairs), score(pairs, report))[1])
+    found = CachingLM(lm, path).loglikelihood(requests)
+    assert len(asked) == len(PAIRS) - 4
+    assert all(total < 0 for total, _ in found)
+
+
 @pytest.mark.parametrize("chat", [False, True])
 def test_multiple_choice(lm: ArtsLM, bare: Bare, tmp_path: Path, chat: bool) -> None:
     rows = [

@@ -50,6 +50,23 @@ def test_chats_are_rendered_there(serve: Serve) -> None:
     backend.close()
 
 
+@pytest.mark.parametrize("parse_special", [False, True])
+def test_special_tokens_in_a_plain_prompt(parse_special: bool, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text that is cut so that the server finds no special token in it, or left as it is."""
+
+    def with_a_special_token(handler: Any, body: dict[str, Any]) -> dict[str, Any]:
+        parts = [list(part.encode()) for part in body["content"].split("<end>")]
+        return {"tokens": sum(([1000, *part] for part in parts[1:]), parts[0])}
+
+    monkeypatch.setitem(LLAMA_SERVER, "/tokenize", with_a_special_token)
+    url = serve(dialect="llama-server").url
+    backend = ServerBackend(Settings(backend="server", base_url=url, parse_special=parse_special))
+    expected = (*b"a", 1000, *b"b") if parse_special else tuple(b"a<end>b")
+    assert backend.encode("a<end>b").token_ids == expected
+    assert 1000 not in backend.encode_chat([{"role": "user", "content": "a<end>b"}]).token_ids
+    backend.close()
+
+
 @pytest.mark.parametrize("reply", [{}, {"tokens": []}, {"tokens": ["x"]}])
 def test_a_tokeniser_that_makes_no_sense(
     reply: dict[str, Any], serve: Serve, arts: Make, monkeypatch: pytest.MonkeyPatch
