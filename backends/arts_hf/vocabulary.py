@@ -151,7 +151,9 @@ class HfVocabulary:
         """A plain prompt: user text, so no special tokens unless they are asked for; BOS if the model wants one."""
         tokens = self.tokenize(text, self._parse_special)
         own = self._parse_special and tokens[:1] == [self.bos]
-        return Prompt(text, tuple([self.bos, *tokens] if self.bos is not None and self.adds_bos and not own else tokens))
+        return Prompt(
+            text, tuple([self.bos, *tokens] if self.bos is not None and self.adds_bos and not own else tokens)
+        )
 
     def encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> Prompt:
         """A chat in the model's template.
