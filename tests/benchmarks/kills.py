@@ -65,7 +65,7 @@ def main(kills: int) -> None:
         assert features[torn] == features[whole] == {f"{key}.safetensors" for key in found}
         same = sum(_tokens(found[key]) == _tokens(wanted[key]) for key in found)
         print(
-            f"{kills} kills, {cut} half lines: {len(found)} trees, each once; {same} are those of the run that nobody touched"
+            f"{kills} kills, {cut} half lines: {len(found)} trees, each once; {same} have the tokens of the run that nobody touched"
         )
 
 
