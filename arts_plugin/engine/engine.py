@@ -26,7 +26,7 @@ from arts_plugin.backend import (
     StepResult,
 )
 from arts_plugin.ends import TraceEnds
-from arts_plugin.engine.alone import RECENT_IN_ORDER, begin_alone, is_alone
+from arts_plugin.engine.alone import begin_alone, is_alone
 from arts_plugin.engine.ends import adjustments, close, finish_short, position, take
 from arts_plugin.engine.guides import Guides
 from arts_plugin.engine.hidden import tree_features
@@ -57,7 +57,7 @@ class BranchEngine:
         self.points: list[Point] = []  # those that hold a sequence, oldest first
         self.recent: deque[KvSequence] = deque()
         self.priming: list[Point] = []
-        self.in_order = True  # whether the cells of `recent` lie in the order in which they were computed
+        self.first: KvSequence | None = None  # the prompt in the first cells, if it was computed alone
 
     def spelling(self, token: int) -> str | None:
         """The text of a control token, or of another that a tokeniser never splits; None for any other id."""
@@ -217,16 +217,17 @@ class BranchEngine:
     def _restore(self, point: Point, run: Run) -> None:
         """Compute a point's tokens but the last, and have the last computed in the next round's batch."""
         question = point.question
-        alone = self.runtime.steady_rows is not None and not question.opened and is_alone(self)
-        if alone:
-            begin_alone(self, point)
+        rows = None if question.opened or not is_alone(self) else self.runtime.steady_rows
+        if rows is not None:
+            begin_alone(self, point, rows)
         # The shared part is copied before room is made, so that its cells cannot be among those given up.
-        made = self._begin_sequence(point.tokens, len(point.tokens) - 1, keep=point, alone=alone)
+        made = self._begin_sequence(point.tokens, len(point.tokens) - 1, keep=point, size=rows)
         if made is None:
             return
         sequence, shared = made
         missing = len(point.tokens) - shared
         point.sequence, point.priming = sequence, True
+        self.first = self.first if rows is None else sequence
         self.points.append(point)
         self.priming.append(point)
         if question.opened:
@@ -240,22 +241,18 @@ class BranchEngine:
             self.stats.shared_tokens += shared
 
     def _begin_sequence(
-        self, tokens: array[int], end: int, keep: Point | None = None, *, alone: bool = False
+        self, tokens: array[int], end: int, keep: Point | None = None, *, size: int | None = None
     ) -> tuple[KvSequence, int] | None:
         """A sequence with the first `end` of `tokens`, and how many of them were found; None if there is no room."""
         if not make_room(self, 0, need_id=True, keep=keep):
             return None
         source, shared = self.kv.best_source(tokens, end)
-        rows = self.runtime.steady_rows if alone else None
-        if source is not None and rows is not None:
-            shared = min(shared, len(source) - 1) // rows * rows  # what the same batches computed
         sequence = self.kv.new(source, shared)
         # The cell of the row that follows, and one for each other row of the next batch, are wanted as well.
         if not make_room(self, end - shared + 1 + len(self.running) + len(self.priming), keep=keep):
             self.kv.drop(sequence)
             return None
-        self.in_order = self.in_order and alone
-        size = rows or max(1, end - shared)
+        size = size or max(1, end - shared)
         began = time.perf_counter()
         try:
             for start in range(shared, end, size):
@@ -391,6 +388,5 @@ class BranchEngine:
     def keep_recent(self, sequence: KvSequence) -> None:
         """Keep a sequence that nobody uses until others push it out or its cells are wanted."""
         self.recent.append(sequence)
-        while len(self.recent) > (RECENT_IN_ORDER if self.in_order else RECENT_PROMPTS):
+        if len(self.recent) > RECENT_PROMPTS:
             self.kv.drop(self.recent.popleft())
-            self.in_order = False

@@ -152,17 +152,25 @@ class KvCache:
         self._references[held] -= 1
         self._free_cells.extend(held[self._references[held] == 0].tolist())
 
+    def holds(self, sequence: KvSequence) -> bool:
+        """Whether a sequence has not been dropped."""
+        return self.sequences.get(sequence.id) is sequence
+
+    def common(self, sequence: KvSequence, tokens: array[int]) -> int:
+        """How many tokens at its beginning a sequence has in common with `tokens`."""
+        return _common_prefix(_view(sequence.tokens), _view(tokens))
+
     def best_source(self, tokens: array[int], limit: int) -> tuple[KvSequence | None, int]:
         """The sequence that shares the longest prefix with `tokens`, and how long it is, at most `limit`."""
         wanted = _view(tokens)[:limit]
         best, length = None, 0
         for sequence in self.sequences.values():
             shared = _common_prefix(_view(sequence.tokens), wanted)
-            if shared > length and self._whole(sequence, shared):
+            if shared > length and self.is_whole(sequence, shared):
                 best, length = sequence, shared
         return best, length
 
-    def _whole(self, sequence: KvSequence, length: int) -> bool:
+    def is_whole(self, sequence: KvSequence, length: int) -> bool:
         """Whether what the first `length` tokens leave in a sliding window has not been overwritten."""
         if self._window == 0 or length == len(sequence):
             return True

@@ -23,7 +23,6 @@ def make_room(
     while kv.free < cells or (need_id and not kv.has_free_id):
         if engine.recent:
             kv.drop(engine.recent.popleft())
-            engine.in_order = False
         elif (point := _least_wanted(engine, keep, pause)) is not None:
             if point.priming:
                 engine.priming.remove(point)

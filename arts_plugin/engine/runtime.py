@@ -101,8 +101,8 @@ class Runtime(Protocol):
         n_batch: rows of one call, at most.
         feature_rows, score_rows: how many rows of one call are sensible when hidden states, or the whole vocabulary,
             are wanted of each.
-        steady_rows: rows of one call with which the outcome depends on nothing else as long as cells lie in the order of
-            their positions, however many lie between them; None if no number ensures that.
+        steady_rows: rows of one call of `prefill` in the prompt of a question that is computed alone, so that it repeats
+            exactly; None if where its cells lie, and what is computed before it, make no difference, or if nothing helps.
     """
 
     kv: KvCache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -14,9 +13,9 @@ from tqdm import tqdm
 from arts_plugin.backend import Backend, Scored
 from arts_plugin.errors import ArtsError, PromptTooLongError
 from arts_plugin.lm_eval.chats import Chats
+from arts_plugin.lm_eval.releases import rolling_answer, rolling_text
 from arts_plugin.lm_eval.requests import ChatPrompt
-
-log = logging.getLogger("lm_eval.arts")
+from arts_plugin.lm_eval.truncation import Truncation
 
 Encoded = tuple[list[int], list[int]]
 """Token ids of a context and of its continuation."""
@@ -112,19 +111,20 @@ class LikelihoodLM(TemplateLM):
 
             return self.backend_engine.loglikelihood(pairs, keep)
 
-    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood of whole texts, in windows of the context's length with one token of overlap."""
-        # From 0.5 on, lm-eval passes more than the text.
-        windows = [self._windows(request.args[0]) for request in requests]
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[Any]:
+        """Log-likelihood of whole texts in nats, in windows of the context's length with one token of overlap; as a pair with
+        False where lm-eval asks for that (see `arts_plugin.lm_eval.releases`)."""
+        windows = [self._windows(rolling_text(request.args)) for request in requests]
         owners = [place for place, own in enumerate(windows) for _ in own]
         parts: list[dict[int, float]] = [{} for _ in requests]
-        totals = [0.0] * len(requests)
+        answers: list[Any] = [None] * len(requests)
         quiet = disable_tqdm or self.rank != 0
         with tqdm(total=len(requests), desc="Running loglikelihood_rolling requests", disable=quiet) as bar:
 
             def finish(place: int) -> None:
-                totals[place] = sum(parts[place][window] for window in sorted(parts[place]))
-                self.cache_hook.add_partial("loglikelihood_rolling", requests[place].args, totals[place])
+                total = sum(parts[place][window] for window in sorted(parts[place]))
+                answers[place] = rolling_answer(requests[place].args, total)
+                self.cache_hook.add_partial("loglikelihood_rolling", requests[place].args, answers[place])
                 bar.update()
 
             def keep(window: int, score: Scored) -> None:
@@ -137,7 +137,7 @@ class LikelihoodLM(TemplateLM):
                 if not own:  # an empty text
                     finish(place)
             self.backend_engine.loglikelihood([window for own in windows for window in own], keep)
-        return totals
+        return answers
 
     def _windows(self, text: str) -> list[Encoded]:
         windows = get_rolling_token_windows(
@@ -167,7 +167,7 @@ def _fitted(requests: Sequence[tuple[Any, list[int], list[int]]], longest: int) 
         PromptTooLongError: a continuation does not fit with a single token of context.
     """
     fitted: list[Encoded] = []
-    lost: list[int] = []
+    cut = Truncation("contexts")
     for place, (_, context, continuation) in enumerate(requests):
         room = longest - len(continuation)
         if room < 1:
@@ -175,16 +175,6 @@ def _fitted(requests: Sequence[tuple[Any, list[int], list[int]]], longest: int) 
                 f"the continuation of request {place} has {len(continuation)} tokens; at most {longest - 1} fit the context. "
                 "Raise n_ctx, if the model allows it"
             )
-        if len(context) > room:
-            lost.append(len(context) - room)
-        fitted.append((context[-room:], continuation))
-    if lost:
-        log.warning(
-            "%d of %d requests do not fit the context: their contexts lost up to %d tokens on the left (%d in all), as with "
-            "lm-eval's own models; a larger n_ctx keeps them, if the model allows it",
-            len(lost),
-            len(requests),
-            max(lost),
-            sum(lost),
-        )
+        fitted.append((list(cut.keep(tuple(context), room)), continuation))
+    cut.tell("as with lm-eval's own models; a larger n_ctx keeps them, if the model allows it")
     return fitted

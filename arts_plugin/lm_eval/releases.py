@@ -83,6 +83,21 @@ def score(value: float) -> Any:
     return [value] if _SCORERS else value
 
 
+def rolling_text(arguments: Sequence[Any]) -> str:
+    """The text of a request `loglikelihood_rolling`: its first argument, or from 0.5 on the one behind an empty context."""
+    text: str = arguments[1] if _behind_context(arguments) else arguments[0]
+    return text
+
+
+def rolling_answer(arguments: Sequence[Any], total: float) -> Any:
+    """The answer to that request: its log-likelihood, from 0.5 on with a flag, as for any continuation."""
+    return (total, False) if _behind_context(arguments) else total
+
+
+def _behind_context(arguments: Sequence[Any]) -> bool:
+    return len(arguments) == 2 and arguments[0] == "" and isinstance(arguments[1], str)
+
+
 def metric_names() -> list[str]:
     """Every registered metric."""
     return list(registry.metric_registry.keys())

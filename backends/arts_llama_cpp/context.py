@@ -94,7 +94,9 @@ class LlamaContext:
 
     feature_rows = 64  # each of them costs a vocabulary projection, wanted or not
     score_rows = 128  # each of them is as wide as the vocabulary
-    steady_rows: int | None = 32  # from 64 on, ggml's flash attention on a CPU adds up cells in tiles
+    # From 64 rows on, ggml's flash attention on a CPU adds up cells in tiles, and what else is computed moves a score.
+    score_batch = 63
+    steady_rows: int | None = 32
 
     def __init__(self, model: LlamaModel, settings: Settings, features: bool) -> None:
         self.model, self.features, self.lib = model, features, model.lib
@@ -157,6 +159,15 @@ class LlamaContext:
 
     def score(self, rows: Sequence[Row], wanted: Sequence[Sequence[int]]) -> list[list[tuple[float, bool]]]:
         """Log-probabilities of wanted tokens after each row; a row of which none is wanted costs no logits."""
+        if len(rows) > self.kv.free:
+            raise CacheFullError(f"{len(rows)} cells wanted, {self.kv.free} free")
+        found: list[list[tuple[float, bool]]] = []
+        for start in range(0, len(rows), self.score_batch):
+            part = slice(start, start + self.score_batch)
+            found += self._score(rows[part], wanted[part])
+        return found
+
+    def _score(self, rows: Sequence[Row], wanted: Sequence[Sequence[int]]) -> list[list[tuple[float, bool]]]:
         self._set_embeddings(False)
         self._decode([(row.sequence, row.token, bool(tokens)) for row, tokens in zip(rows, wanted, strict=True)])
         found: list[list[tuple[float, bool]]] = [[] for _ in rows]

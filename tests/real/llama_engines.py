@@ -8,7 +8,6 @@ from typing import Any
 
 from arts_llama_cpp.backend import LlamaCppBackend
 from arts_plugin.backend import Generation, Prompt, Sampling
-from arts_plugin.engine.alone import RECENT_IN_ORDER
 from arts_plugin.engine.engine import RECENT_PROMPTS
 from arts_plugin.engine.states import BranchState
 from arts_plugin.settings import Settings
@@ -50,13 +49,11 @@ def check_empty(backend: LlamaCppBackend) -> None:
     assert backend.n_active == 0
     assert not backend.points
     assert not backend.priming
-    assert len(backend.recent) <= (RECENT_IN_ORDER if backend.in_order else RECENT_PROMPTS)
+    assert len(backend.recent) <= RECENT_PROMPTS
     check_books(backend)
     distinct = {tuple(s.tokens[:i]) for s in backend.recent for i in range(1, len(s) + 1)}
-    # The end of a prompt is always computed, so a prompt that came twice holds those cells twice: the last one, and those of an
-    # unfinished batch if it was computed alone.
-    most = len(distinct) + len(backend.recent) * (backend.context.steady_rows or 0)
-    assert len(distinct) <= backend.kv.used <= most
+    # The last token of a prompt is always computed, so a prompt that came twice holds that cell twice.
+    assert len(distinct) <= backend.kv.used <= len(distinct) + len(backend.recent)
 
 
 def assert_same(backend: LlamaCppBackend, prompt: Prompt, left: Trace, right: Trace) -> None:

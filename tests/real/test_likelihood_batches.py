@@ -61,7 +61,7 @@ def texts(seed: int, lengths: Sequence[int], head: str = "") -> list[str]:
 
 
 def test_rows_of_a_multiple_choice_task(engine: LlamaCppBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the order that was asked, ragged, with doubles; two batches where contexts one by one took twenty-four."""
+    """In the order that was asked, ragged, with doubles; as few batches as hold their tokens, however many contexts."""
     contexts = [engine.encode(text).token_ids for text in texts(1, [5, 30, 12, 44, 8, 21, 3, 17])]
     endings = [engine.model.tokenize(t) for t in (" yes", " no, never", " 42", " the river runs")]
     pairs = [(context, ending) for context in contexts for ending in endings]
@@ -70,10 +70,11 @@ def test_rows_of_a_multiple_choice_task(engine: LlamaCppBackend, monkeypatch: py
     told: dict[int, tuple[float, bool]] = {}
     seen = sizes(engine, monkeypatch)
     scores = engine.loglikelihood(pairs, told.__setitem__)
-    assert len(seen) == 2
-    rows = sum(len(context) for context in contexts)
-    assert seen[0][1] == len(contexts) and rows - 30 <= seen[0][0] <= rows
-    assert seen[1] == (sum(len(e) - 1 for e in endings) * len(contexts),) * 2
+    rows, size = sum(len(context) for context in contexts), engine.context.score_batch
+    *prompts, ends = seen
+    assert sum(n for _, n in prompts) == len(contexts) and rows - 30 <= sum(n for n, _ in prompts) <= rows
+    assert len(prompts) == -(-sum(n for n, _ in prompts) // size)
+    assert ends == (sum(len(e) - 1 for e in endings) * len(contexts),) * 2
     assert [told[place] for place in range(len(pairs))] == scores
     assert scores[-3:] == scores[:3]
     monkeypatch.undo()
@@ -90,7 +91,7 @@ def test_a_common_beginning_is_computed_once(engine: LlamaCppBackend, monkeypatc
     pairs = [(context, ending) for context in contexts]
     scores = engine.loglikelihood(pairs)
     n_head = len(engine.encode(head).token_ids)
-    assert len(seen) == 2
+    assert len(seen) <= -(-n_head // engine.context.score_batch) + 2
     assert sum(n for n, _ in seen) <= n_head + sum(len(context) - n_head for context in contexts) + 5
     monkeypatch.undo()
     for pair, (total, _) in zip(pairs, scores, strict=True):

@@ -210,8 +210,10 @@ def test_likelihoods(backend: LlamaCppBackend) -> None:
     pairs = [(context, ending) for ending in endings for context in contexts]
     scores = backend.loglikelihood(pairs)
     for (context, ending), (total, _) in zip(pairs, scores, strict=True):
-        # Contexts are computed together, in other pieces than the reference's, which moves the quantised models.
-        check_likelihood(backend, context, ending, total, 0.25)
+        # Contexts are computed together, in other pieces than the reference's, which moves some quantised models.
+        check_likelihood(
+            backend, context, ending, total, 0.05 if backend.model.path.name.startswith("smollm2") else 0.25
+        )
 
 
 def test_contexts_are_computed_once(small: LlamaCppBackend, monkeypatch: pytest.MonkeyPatch) -> None:

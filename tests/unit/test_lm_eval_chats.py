@@ -32,11 +32,9 @@ class Templated:
         return Prompt(text, tuple(map(ord, text)))
 
     def encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> Prompt:
-        try:
-            text = chat.render(self.template, messages, bos_token="", eos_token="", add_generation_prompt=add_generation_prompt)  # fmt: skip
-        except Exception as error:
-            raise ModelError(f"the chat template failed: {error}") from error
-        return self.encode(text)
+        return self.encode(
+            chat.render(self.template, messages, "a model", add_generation_prompt=add_generation_prompt).text
+        )
 
 
 def chats(template: str) -> Chats:
