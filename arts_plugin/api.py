@@ -253,8 +253,7 @@ class Arts:
         if self.trained and settings.strategy != "greedy":
             self._say_of_the_verifier(self.trained.card, prompt)
         preferred = self.trained.card.select if self.trained else None
-        own = RULE_OF.get(settings.strategy)
-        rule = settings.select or own or preferred or default_rule(self.verifier is not None)
+        rule = settings.select or RULE_OF.get(settings.strategy) or preferred or default_rule(self.verifier is not None)
         guided = settings.strategy == "arts" or (settings.strategy != "greedy" and rule in {"flow", "weighted_vote"})
         if self.verifier is None and guided:
             self._say(NO_VERIFIER)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import lzma
 import shutil
 import sys
 from pathlib import Path
@@ -24,9 +25,7 @@ def pack(run: Path, pool: Path) -> None:
     (pool / "run.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     for name in PACKED:
         whole = (run / name).read_bytes()
-        # mtime=0: the same trees give the same file.
-        with gzip.GzipFile(pool / f"{name}.gz", "wb", compresslevel=9, mtime=0) as file:
-            file.write(whole[: whole.rfind(b"\n") + 1])
+        (pool / f"{name}.xz").write_bytes(lzma.compress(whole[: whole.rfind(b"\n") + 1], preset=9))
 
 
 def unpack(pool: Path, run: Path) -> None:
@@ -40,7 +39,14 @@ def unpack(pool: Path, run: Path) -> None:
     run.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(pool / "run.json", run / "run.json")
     for name in PACKED:
-        (run / name).write_bytes(gzip.decompress((pool / f"{name}.gz").read_bytes()))
+        (run / name).write_bytes(_whole(pool, name))
+
+
+def _whole(pool: Path, name: str) -> bytes:
+    older = pool / f"{name}.gz"
+    return (
+        gzip.decompress(older.read_bytes()) if older.exists() else lzma.decompress((pool / f"{name}.xz").read_bytes())
+    )
 
 
 if __name__ == "__main__":
