@@ -43,6 +43,24 @@ def test_the_official_client_streams_steps(served: Command) -> None:
     assert usage.model_extra == {"verifier_tokens": 0}
 
 
+def test_a_request_at_temperature_0_repeats_its_answer(served: Command) -> None:
+    """One request after another, whatever the server answered between them."""
+
+    def answered(text: str) -> tuple[str | None, float]:
+        message: Any = [{"role": "user", "content": text}]
+        reply = client(served).chat.completions.create(model="smol", messages=message, temperature=0, max_tokens=24)
+        assert reply.model_extra is not None
+        return reply.choices[0].message.content, reply.model_extra["arts"]["log_flow"]
+
+    asked = "Tell me a story about a bear and a fox who live in a wood by the river."
+    others = ["Name four rivers.", asked + " One day they find gold.", "Count to five.", asked[:30], "What is 2 + 2?"]
+    first = answered(asked)
+    for other in others:
+        answered(other)
+        assert answered(asked) == first
+    assert answered(asked) == first
+
+
 def test_a_search(served: Command) -> None:
     own = {"arts": {"strategy": "best_of_n", "budget_trajectories": 2}}
     reply = client(served).chat.completions.create(model="", messages=QUESTION, extra_body=own)
