@@ -17,7 +17,14 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 SHIM = ("arts_plugin_autoload.pth", "arts_plugin_autoload.start", "_arts_plugin_autoload.py")
-PACKAGE = ("__init__.py", "errors.py", "autoload/__init__.py", "autoload/hooks.py", "lm_eval/__init__.py")
+PACKAGE = (
+    "__init__.py",
+    "errors.py",
+    "terminal.py",
+    "autoload/__init__.py",
+    "autoload/hooks.py",
+    "lm_eval/__init__.py",
+)
 """What the hook imports of the package, and the way in that needs no start-up file."""
 
 ENTRY_POINTS = """
