@@ -111,6 +111,9 @@ class RunFolder:
     def __len__(self) -> int:
         return len(self._places)
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._places
+
     def get(self, key: str) -> ReasoningTree | None:
         """The finished tree of a job, if there is one.
 

@@ -116,8 +116,10 @@ def make_trees(arts: Arts, problems: Iterable[Problem], grader: str) -> Iterator
     """
     if arts.settings.trace is None:
         raise ArtsError("training data are kept in a run folder; name one with trace=")
-    arts.run_folder  # noqa: B018 - opened before the grades, so that another process's run is left alone
+    folder = arts.run_folder  # opened before the grades, so that another process's run is left alone
     grades = GradesFile(Path(arts.settings.trace))
+    # The labels of a tree that was lost are no other's: searched again, its question may have another.
+    grades.known = {key: labels for key, labels in grades.known.items() if folder is not None and key in folder}
     progress = Progress()
     waiting: dict[str, Problem] = {}
 
