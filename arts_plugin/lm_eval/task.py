@@ -17,6 +17,7 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from lm_eval.api.metrics import mean
@@ -338,13 +339,14 @@ class TreeSearchTask(releases.GenerateTask):
 
 
 def _told(aggregate: Callable[[Sequence[Any]], float]) -> Callable[[Sequence[Any]], float | str]:
-    """The aggregation with lm-eval's own word for a figure that there is not: JSON has no NaN."""
+    """The aggregation with lm-eval's own word for a figure that there is not: JSON has no NaN. Where lm-eval bootstraps it, in
+    other processes, a number it must be."""
+    return aggregate if releases.BOOTSTRAPS_RATIOS else partial(_number_or_word, aggregate)
 
-    def told(items: Sequence[Any]) -> float | str:
-        value = aggregate(items)
-        return value if math.isfinite(value) else "N/A"
 
-    return told
+def _number_or_word(aggregate: Callable[[Sequence[Any]], float], items: Sequence[Any]) -> float | str:
+    value = aggregate(items)
+    return value if math.isfinite(value) else "N/A"
 
 
 def _alone(instance: Any, text: str) -> Any:
