@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from arts_plugin.report.page import write_report
 from arts_plugin.report.view import write_view
 from arts_plugin.run import read_trees
 from arts_plugin.training.compare import compare_runs
-from arts_plugin.training.grades import Graded, read_grades
+from arts_plugin.training.grades import Graded, GradesFile, read_grades
 from arts_plugin.training.sdf import Problem, Verdict, make_trees
 from arts_plugin.tree import ReasoningTree
 from tests.report_runs import random_trees, write_run
@@ -169,6 +170,25 @@ def test_training_trees_end_with_what_is_kept(
     assert sorted(tree.meta["id"] for tree in read_trees(folder)) == sorted(QUESTIONS)
     assert {graded.id for graded in read_grades(folder).values()} == set(QUESTIONS)
     assert len((folder / "grades.jsonl").read_bytes().splitlines()) == 3
+
+
+def test_a_tree_that_is_made_again_is_graded_again(plugins: Plugins, tmp_path: Path) -> None:
+    """A kill may lose a tree whose labels are kept: they are not those of the one that takes its place."""
+    folder = tmp_path / "run"
+
+    def make() -> None:
+        with scripted(plugins, folder, strategy="sdf", width=2) as arts:
+            assert len(list(make_trees(arts, problems(arts), "exact"))) == 3
+
+    make()
+    labels = read_grades(folder)
+    trees, grades = folder / "trees.jsonl", GradesFile(folder)
+    trees.write_bytes(b"".join(trees.read_bytes().splitlines(keepends=True)[:-1]))
+    lost = (labels.keys() - {tree.meta["key"] for tree in read_trees(folder)}).pop()
+    grades.put(replace(labels[lost], correct={99: True}, votes={99: "3"}))
+    grades.close()
+    make()
+    assert read_grades(folder) == labels
 
 
 def test_labels_of_an_evaluation_are_not_worth_its_figures(
