@@ -118,9 +118,9 @@ class LlamaModel:
         length = self.lib.llama_model_meta_val_str(self.handle, key.encode(), text, 256)
         return text.value.decode("utf-8", "replace") if length >= 0 else ""
 
-    def special_tokens(self) -> dict[str, tuple[str, int]]:
-        """(text, id) of `bos`, `eos` and `pad`, those that there are."""
-        ids = {kind: getattr(self.lib, f"llama_vocab_{kind}")(self.vocab) for kind in ("bos", "eos", "pad")}
+    def special_tokens(self, *more: str) -> dict[str, tuple[str, int]]:
+        """(text, id) of `bos`, `eos`, `pad` and `more`, those that there are."""
+        ids = {kind: getattr(self.lib, f"llama_vocab_{kind}")(self.vocab) for kind in ("bos", "eos", "pad", *more)}
         return {kind: (self._token_text(token), token) for kind, token in ids.items() if token >= 0}
 
     # Tokens.
@@ -216,16 +216,10 @@ class LlamaModel:
             self.chat_template,
             messages,
             self.path.name,
-            **self._special_tokens(),
+            **{f"{kind}_token": text for kind, (text, _) in self.special_tokens("sep").items()},
             add_generation_prompt=add_generation_prompt,
             **self._chat_options,
         )
-
-    def _special_tokens(self) -> dict[str, str]:
-        """Those that the vocabulary has, by the names that templates know."""
-        names = {"bos_token": "bos", "eos_token": "eos", "pad_token": "pad", "sep_token": "sep"}
-        ids = {name: getattr(self.lib, f"llama_vocab_{token}")(self.vocab) for name, token in names.items()}
-        return {name: self._token_text(token) for name, token in ids.items() if token >= 0}
 
     def _token_text(self, token: int) -> str:
         text = self.lib.llama_vocab_get_text(self.vocab, token) if token >= 0 else None
